@@ -1,0 +1,161 @@
+"""The training step of one VAE in several forms, for benchmarks and the tests of their cost.
+
+`naive` is the best hand-written naive IWAE that we know of: every network is evaluated once, and
+the first layers are split. `surrogates` is the papers' implementation: one surrogate loss for each
+parameter group, (E.2), (E.4) and the naive bound, in one compiled function.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import gdregs
+from gdregs.vae.model import VAE
+from gdregs.vae.networks import softplus
+
+stop = jax.lax.stop_gradient
+
+
+def make_model(num_layers, num_pixels=784, seed=0):
+    return VAE(num_pixels, num_layers=num_layers, key=jax.random.key(seed))
+
+
+def binary_images(batch_size, num_pixels=784, seed=0):
+    rng = np.random.default_rng(seed)
+    return jnp.asarray(rng.random((batch_size, num_pixels)) < 0.3, jnp.float32)
+
+
+def gdregs_step(model, x, key, num_samples, num_gradient_samples=None, **options):
+    """Bound and gradients as this library computes them."""
+
+    def loss(model):
+        return -jnp.mean(
+            gdregs.bound(
+                model.posterior(x),
+                model.prior(),
+                model.likelihood(x),
+                key=key,
+                num_samples=num_samples,
+                num_gradient_samples=num_gradient_samples,
+                **options,
+            )
+        )
+
+    return eqx.filter_value_and_grad(loss)(model)
+
+
+def _gaussian(network, *inputs):
+    loc, raw = jnp.split(network(*inputs), 2, axis=-1)
+    return loc, softplus(raw) + 1e-5
+
+
+def _log_normal(z, loc, scale):
+    return jnp.sum(-0.5 * ((z - loc) / scale) ** 2 - jnp.log(scale), -1) - z.shape[-1] * 0.5 * (
+        np.log(2 * np.pi)
+    )
+
+
+def _log_standard(z):
+    return jnp.sum(-0.5 * z**2, -1) - z.shape[-1] * 0.5 * np.log(2 * np.pi)
+
+
+def _log_bernoulli(model, z, x):
+    logits = model.decoder(*z)
+    return jnp.sum(x[None] * logits - softplus(logits), -1)
+
+
+def _log_prior(networks, z):
+    total = _log_standard(z[-1])
+    for network, child, parent in zip(networks, z[:-1], z[1:], strict=True):
+        total = total + _log_normal(child, *_gaussian(network, parent))
+    return total
+
+
+def _noise(model, key, num_samples, batch_size):
+    shape = (num_samples, batch_size, model.latent_size)
+    keys = jax.random.split(key, len(model.posterior_networks))
+    return [jax.random.normal(k, shape) for k in keys]
+
+
+def _sample_and_density(networks, noise, x):
+    """Reparameterized z and log q(z), every network evaluated once."""
+    z, total = [], 0.0
+    for layer, (network, epsilon) in enumerate(zip(networks, noise, strict=True)):
+        loc, scale = _gaussian(network, x, *z[layer - 1 : layer])
+        if loc.ndim == 2:
+            loc, scale = loc[None], scale[None]
+        z.append(loc + scale * epsilon)
+        total = total + _log_normal(z[-1], loc, scale)
+    return z, total
+
+
+def naive_step(model, x, key, num_samples):
+    """The naive IWAE gradient, written by hand."""
+    noise = _noise(model, key, num_samples, x.shape[0])
+
+    def loss(model):
+        z, log_posterior = _sample_and_density(model.posterior_networks, noise, x)
+        log_weights = (
+            _log_bernoulli(model, z, x) + _log_prior(model.prior_networks, z) - log_posterior
+        )
+        return -jnp.mean(jax.nn.logsumexp(log_weights, axis=0) - jnp.log(num_samples * 1.0))
+
+    return eqx.filter_value_and_grad(loss)(model)
+
+
+def surrogates_step(model, x, key, num_samples):
+    """DReGs and GDReGs by three surrogate losses, as in App. E."""
+    noise = _noise(model, key, num_samples, x.shape[0])
+
+    def parts(model):
+        return model.posterior_networks, model.prior_networks, model.decoder
+
+    def log_posterior_at(networks, z):
+        total = 0.0
+        for layer, (network, value) in enumerate(zip(networks, z, strict=True)):
+            loc, scale = _gaussian(network, x, *z[layer - 1 : layer])
+            if loc.ndim == 2:
+                loc, scale = loc[None], scale[None]
+            total = total + _log_normal(value, loc, scale)
+        return total
+
+    def with_parts(posterior, prior, decoder):
+        return eqx.tree_at(parts, model, (posterior, prior, decoder))
+
+    def log_weight(posterior, prior, decoder, z):
+        likelihood = _log_bernoulli(with_parts(posterior, prior, decoder), z, x)
+        return likelihood, likelihood + _log_prior(prior, z) - log_posterior_at(posterior, z)
+
+    def path(prior, z):
+        live = [z[-1]]
+        for network, value in zip(prior[::-1], z[:-1][::-1], strict=True):
+            loc, scale = _gaussian(network, live[0])
+            live.insert(0, loc + scale * stop((value - loc) / scale))
+        return live
+
+    posterior, prior, decoder = parts(model)
+    z = stop(_sample_and_density(posterior, noise, x)[0])
+    log_weights = stop(log_weight(posterior, prior, decoder, z)[1])
+    weights = jax.nn.softmax(log_weights, axis=0)
+    scale = -1 / x.shape[0]
+
+    def posterior_loss(posterior_live):  # (E.2)
+        z_q, _ = _sample_and_density(posterior_live, noise, x)
+        return scale * jnp.sum(weights**2 * log_weight(posterior, prior, decoder, z_q)[1])
+
+    def prior_loss(prior_live):  # (E.4)
+        likelihood, log_w = log_weight(posterior, prior, decoder, path(prior_live, z))
+        return scale * jnp.sum(weights * likelihood - weights**2 * log_w)
+
+    def likelihood_loss(decoder_live):  # (2)
+        log_w = log_weight(posterior, prior, decoder_live, z)[1]
+        return scale * jnp.sum(jax.nn.logsumexp(log_w, axis=0) - jnp.log(num_samples * 1.0))
+
+    value, decoder_gradient = eqx.filter_value_and_grad(likelihood_loss)(decoder)
+    gradients = (
+        eqx.filter_grad(posterior_loss)(posterior),
+        eqx.filter_grad(prior_loss)(prior),
+        decoder_gradient,
+    )
+    return value, eqx.tree_at(parts, model, gradients)

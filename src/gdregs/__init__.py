@@ -1,0 +1,54 @@
+"""Low-variance gradient estimators for variational objectives, in JAX.
+
+`gdregs.bound` is the whole library in one function: a Monte Carlo objective (ELBO, IWAE, VR-IWAE,
+JVI or your own) whose `jax.grad` is the naive, STL, DReGs, RWS or GDReGs estimator.
+"""
+
+from gdregs.bound import Diagnostics, bound, bound_with_diagnostics
+from gdregs.diagnostics import (
+    GradientMoments,
+    UnbiasednessCheck,
+    check_unbiased,
+    gradient_moments,
+)
+from gdregs.estimators import (
+    POSTERIOR_ESTIMATORS,
+    PRIOR_ESTIMATORS,
+    PosteriorEstimator,
+    PriorEstimator,
+    interpolated_dregs,
+    mixed_gdregs,
+)
+from gdregs.hierarchy import Hierarchy
+from gdregs.objectives import ELBO, IWAE, JVI, VRIWAE, Objective
+from gdregs.paths import with_path
+from gdregs.reexpress import reexpress
+from gdregs.weights import log_marginal, log_weights
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ELBO",
+    "IWAE",
+    "JVI",
+    "POSTERIOR_ESTIMATORS",
+    "PRIOR_ESTIMATORS",
+    "VRIWAE",
+    "Diagnostics",
+    "GradientMoments",
+    "Hierarchy",
+    "Objective",
+    "PosteriorEstimator",
+    "PriorEstimator",
+    "UnbiasednessCheck",
+    "bound",
+    "bound_with_diagnostics",
+    "check_unbiased",
+    "gradient_moments",
+    "interpolated_dregs",
+    "log_marginal",
+    "log_weights",
+    "mixed_gdregs",
+    "reexpress",
+    "with_path",
+]

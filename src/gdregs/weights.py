@@ -1,0 +1,231 @@
+"""Log-weights of importance samples, all at once or in blocks."""
+
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import logsumexp
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from gdregs.objectives import IWAE, Shape
+from gdregs.windows import window
+
+Carry = TypeVar("Carry")
+Start = int | Int[Array, ""]
+
+
+class Block(NamedTuple):
+    """Consecutive importance samples and their log-weights, as constants."""
+
+    z: PyTree
+    log_weights: Float[Array, "k *batch"]
+    start: Start
+
+
+class Model(NamedTuple):
+    """The three parts of a latent-variable model and how to draw from it."""
+
+    posterior: Any
+    prior: Any
+    likelihood: Callable[[PyTree], Array]
+    key: PRNGKeyArray
+    num_samples: int
+    chunk_size: int | None
+
+    def draw(self, start: Start, size: int) -> PyTree:
+        """Importance samples `start`, ..., `start + size - 1` of K, reparameterized."""
+        key = self.key if self.chunk_size is None else window(self.key, start)
+        return self.posterior.sample(key, (size,))
+
+    def log_weights(self, z: PyTree) -> Float[Array, "k *batch"]:
+        r"""$\log p(x|z) + \log p(z) - \log q(z)$, in nats."""
+        return self.likelihood(z) + self.prior.log_prob(z) - self.posterior.log_prob(z)
+
+    def look(self, start: Start, size: int) -> Block:
+        """Draw and weigh a block without gradient. A weight that is not a number is 0."""
+        z = jax.lax.stop_gradient(self.draw(start, size))
+        log_weights = jax.lax.stop_gradient(self.log_weights(z))
+        return Block(z, jnp.where(jnp.isnan(log_weights), -jnp.inf, log_weights), start)
+
+    def fold(self, step: Callable[[Carry, Start, int], Carry], carry: Carry) -> Carry:
+        """Run `step(carry, start, size)` over all K samples in blocks of `chunk_size`."""
+        if self.chunk_size is None:
+            return step(carry, 0, self.num_samples)
+        num_full, last = divmod(self.num_samples, self.chunk_size)
+
+        def run(carry, start, size):
+            after = step(carry, start, size)
+            return jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), after, carry)
+
+        def scanned(carry, index):
+            return run(carry, index * self.chunk_size, self.chunk_size), None
+
+        carry, _ = jax.lax.scan(scanned, carry, jnp.arange(num_full))
+        return run(carry, num_full * self.chunk_size, last) if last else carry
+
+
+def read_model(
+    posterior: Any,
+    prior: Any,
+    likelihood: Callable[[PyTree], Array],
+    key: PRNGKeyArray,
+    num_samples: int,
+    chunk_size: int | None,
+) -> tuple[Model, Shape]:
+    """Check everything that can be checked without computing, and say what is wrong."""
+    for name, part, methods in (
+        ("posterior", posterior, ("sample", "log_prob")),
+        ("prior", prior, ("log_prob",)),
+    ):
+        missing = [method for method in methods if not callable(getattr(part, method, None))]
+        if missing:
+            raise TypeError(
+                f"{name} must have the method(s) {', '.join(missing)}, as a numpyro distribution"
+                f" or a gdregs.Hierarchy does; got {type(part).__name__}."
+            )
+    if not callable(likelihood):
+        raise TypeError(
+            "likelihood must be a function z -> log p(x|z) of shape [K, *batch]; got"
+            f" {type(likelihood).__name__}."
+        )
+    num_samples = _positive("num_samples", num_samples)
+    if chunk_size is not None:
+        chunk_size = _positive("chunk_size", chunk_size)
+        chunk_size = chunk_size if chunk_size < num_samples else None
+    model = Model(posterior, prior, likelihood, key, num_samples, chunk_size)
+    return model, _check_shapes(model)
+
+
+def _positive(name: str, value: Any) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a whole number; got {value!r}.") from None
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1; got {number}.")
+    return number
+
+
+def _check_shapes(model: Model) -> Shape:
+    size = model.num_samples
+    z = jax.eval_shape(lambda: model.posterior.sample(model.key, (size,)))
+    for leaf in jax.tree.leaves(z):
+        if leaf.shape[:1] != (size,):
+            raise ValueError(
+                f"posterior.sample(key, ({size},)) returned an array of shape {leaf.shape}; its"
+                f" leading axis must be the {size} importance samples."
+            )
+    shapes = {
+        "posterior.log_prob(z)": jax.eval_shape(model.posterior.log_prob, z),
+        "prior.log_prob(z)": jax.eval_shape(model.prior.log_prob, z),
+        "likelihood(z)": jax.eval_shape(model.likelihood, z),
+    }
+    found = {name: getattr(value, "shape", None) for name, value in shapes.items()}
+    first = found["posterior.log_prob(z)"]
+    if len(set(found.values())) > 1 or first is None or first[:1] != (size,):
+        listed = ", ".join(f"{name} has shape {shape}" for name, shape in found.items())
+        raise ValueError(
+            f"The log-densities do not broadcast to one array [K, *batch] with K = {size}: {listed}."
+            f" All three must be equal. Event axes are summed over by .to_event(...) or by a sum in"
+            f" the likelihood."
+        )
+    dtype = jnp.result_type(*(value.dtype for value in shapes.values()))
+    return Shape(size, first[1:], dtype)
+
+
+def log_weights(
+    posterior: Any,
+    prior: Any,
+    likelihood: Callable[[PyTree], Array],
+    *,
+    key: PRNGKeyArray,
+    num_samples: int,
+    chunk_size: int | None = None,
+) -> Float[Array, "K *batch"]:
+    r"""Log importance weights $\ell_k = \log p(x|z_k) + \log p(z_k) - \log q(z_k)$ (2).
+
+    The samples are those that `gdregs.bound` draws with the same key. Differentiating them gives
+    the reparameterized gradient in which everything is live; for any other estimator use
+    `gdregs.bound`.
+
+    Args:
+        posterior: q, with `sample(key, sample_shape)` and `log_prob(z)`.
+        prior: p(z), with `log_prob(z)`.
+        likelihood: `z -> log p(x|z)`, `[K, *batch]`.
+        key: A JAX random key.
+        num_samples: K.
+        chunk_size: Compute this many samples at a time, to save memory. The values are the same.
+
+    Returns:
+        `[K, *batch]`, in nats.
+
+    Raises:
+        TypeError: If a part lacks a method, or a number is not whole.
+        ValueError: If K < 1, or the shapes of the three densities differ.
+
+    Example:
+        >>> import gdregs, jax, numpyro.distributions as dist
+        >>> q = p = dist.Normal(0.0, 1.0)
+        >>> gdregs.log_weights(q, p, lambda z: 0 * z, key=jax.random.key(0), num_samples=3)
+        Array([0., 0., 0.], dtype=float32)
+    """
+    model, shape = read_model(posterior, prior, likelihood, key, num_samples, chunk_size)
+    if model.chunk_size is None:
+        return model.log_weights(model.draw(0, num_samples))
+
+    def write(collected, start, size):
+        values = model.log_weights(model.draw(start, size))
+        return jax.lax.dynamic_update_slice_in_dim(collected, values, start, axis=0)
+
+    return model.fold(write, jnp.zeros((num_samples, *shape.batch), shape.dtype))
+
+
+def log_marginal(
+    posterior: Any,
+    prior: Any,
+    likelihood: Callable[[PyTree], Array],
+    *,
+    key: PRNGKeyArray,
+    num_samples: int = 5000,
+    chunk_size: int | None = 50,
+) -> Float[Array, "*batch"]:
+    r"""An estimate of $\log p(x)$: the bound (2) with many importance samples, streamed.
+
+    It is a lower bound in expectation, tight as K grows. Memory does not grow with K. This is for
+    evaluation: its gradient is 0.
+
+    Args:
+        posterior: q, with `sample(key, sample_shape)` and `log_prob(z)`.
+        prior: p(z), with `log_prob(z)`.
+        likelihood: `z -> log p(x|z)`, `[K, *batch]`.
+        key: A JAX random key.
+        num_samples: K.
+        chunk_size: How many samples to hold in memory at a time; None holds all.
+
+    Returns:
+        `[*batch]`, in nats.
+
+    Raises:
+        TypeError: If a part lacks a method, or a number is not whole.
+        ValueError: If K < 1, or the shapes of the three densities differ.
+
+    Example:
+        >>> import gdregs, jax, numpyro.distributions as dist
+        >>> q = p = dist.Normal(0.0, 1.0)
+        >>> likelihood = lambda z: dist.Normal(z, 1.0).log_prob(0.0)  # log p(x) = -1.266
+        >>> estimate = gdregs.log_marginal(q, p, likelihood, key=jax.random.key(0))
+        >>> bool(abs(estimate + 1.266) < 0.03)
+        True
+
+    Reference:
+        Burda et al., Importance Weighted Autoencoders, 2016.
+    """
+    model, shape = read_model(posterior, prior, likelihood, key, num_samples, chunk_size)
+
+    def add(total, start, size):
+        return jnp.logaddexp(total, logsumexp(model.look(start, size).log_weights, axis=0))
+
+    total = model.fold(add, jnp.full(shape.batch, -jnp.inf, shape.dtype))
+    return IWAE().value((total, shape.num_samples))

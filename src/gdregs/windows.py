@@ -1,0 +1,84 @@
+"""Keys that look at one stretch of a stream of random numbers.
+
+`posterior.sample(key, (K,))` draws K samples at once. To draw samples i, ..., i + k - 1 of the
+*same* K alone, without the memory of the others, JAX's counter-based generator only has to count
+from another number: the key `window(key, i)`, passed with the sample shape `(k,)`, does so.
+Samplers that draw their noise with the sample axis first (all location-scale families, and
+hierarchies of them) then return rows i, ..., i + k - 1 of the one big draw, bit for bit. Any
+other sampler returns draws that are as random and independent, but other ones.
+"""
+
+import math
+
+import jax
+import jax.extend.random as jer
+import jax.numpy as jnp
+from jaxtyping import Array, Int, PRNGKeyArray
+
+_THREEFRY = "threefry2x32"
+
+
+def window(key: PRNGKeyArray, start: int | Int[Array, ""]) -> PRNGKeyArray:
+    """The key whose numbers are those of `key` from row `start` on.
+
+    With a generator other than JAX's default one, a key of its own for each `start` instead.
+    """
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
+    counts_rows = jax.config.jax_threefry_partitionable
+    if str(jax.random.key_impl(key)) != _THREEFRY or not counts_rows:
+        return jax.random.fold_in(key, start)
+    row = jnp.asarray(start, jnp.uint32)[None]
+    return jax.random.wrap_key_data(
+        jnp.concatenate([jax.random.key_data(key), row]), impl=_WINDOWED_THREEFRY
+    )
+
+
+def _seed(seed: Array) -> Array:
+    return jnp.append(jer.threefry_prng_impl.seed(seed), jnp.uint32(0))
+
+
+def _split(key: Array, shape) -> Array:
+    children = jer.threefry_prng_impl.split(key[:2], shape)
+    start = jnp.broadcast_to(key[2:], (*children.shape[:-1], 1))
+    return jnp.concatenate([children, start], axis=-1)
+
+
+def _fold_in(key: Array, data: Array) -> Array:
+    return jnp.append(jer.threefry_prng_impl.fold_in(key[:2], data), key[2])
+
+
+def _random_bits(key: Array, bit_width: int, shape) -> Array:
+    """Entry n of the big draw is a hash of n; here n starts at `start * row_size`."""
+    row_size = math.prod(shape[1:])
+    count = jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(shape)
+    base_high, base_low = _multiply(key[2], row_size)
+    low = base_low + count
+    high = base_high + (low < base_low).astype(jnp.uint32)
+    bits_high, bits_low = jer.threefry2x32_p.bind(key[0], key[1], high, low)
+    if bit_width == 64:
+        bits_high, bits_low = bits_high.astype(jnp.uint64), bits_low.astype(jnp.uint64)
+        return (bits_high << jnp.uint64(32)) | bits_low
+    return (bits_high ^ bits_low).astype(f"uint{bit_width}")
+
+
+def _multiply(a: Array, b: int) -> tuple[Array, Array]:
+    """The high and low 32 bits of a product of two 32-bit numbers."""
+    a_low, a_high = a & jnp.uint32(0xFFFF), a >> jnp.uint32(16)
+    b_low, b_high = jnp.uint32(b & 0xFFFF), jnp.uint32((b >> 16) & 0xFFFF)
+    low = a_low * b_low
+    middle = a_high * b_low + (low >> jnp.uint32(16))
+    middle_low = (middle & jnp.uint32(0xFFFF)) + a_low * b_high
+    high = a_high * b_high + (middle >> jnp.uint32(16)) + (middle_low >> jnp.uint32(16))
+    return high, (middle_low << jnp.uint32(16)) | (low & jnp.uint32(0xFFFF))
+
+
+_WINDOWED_THREEFRY = jer.define_prng_impl(
+    key_shape=(3,),
+    seed=_seed,
+    split=_split,
+    random_bits=_random_bits,
+    fold_in=_fold_in,
+    name="gdregs_windowed_threefry",
+    tag="gdregs",
+)

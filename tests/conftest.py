@@ -1,0 +1,35 @@
+"""Settings for all tests: numpyro broadcasts ranks implicitly, gdregs and its tests do not."""
+
+import inspect
+
+import jax
+import numpyro.distributions as dist
+import pytest
+from numpyro.distributions import transforms
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def _allow_rank_promotion(cls, names):
+    for name in names:
+        method = cls.__dict__.get(name)
+        if not inspect.isfunction(method) or name in getattr(cls, "__abstractmethods__", ()):
+            continue
+
+        def wrapped(*args, _method=method, **kwargs):
+            with jax.numpy_rank_promotion("allow"):
+                return _method(*args, **kwargs)
+
+        setattr(cls, name, wrapped)
+
+
+for _module, _names in ((dist, ("sample", "log_prob")), (transforms, ("__call__", "_inverse"))):
+    for _cls in vars(_module).values():
+        if inspect.isclass(_cls):
+            _allow_rank_promotion(_cls, _names)
+
+
+@pytest.fixture
+def float64():
+    with jax.enable_x64(True):
+        yield

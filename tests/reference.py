@@ -1,0 +1,166 @@
+"""The estimators once more, written straight from the papers' surrogate losses.
+
+Nothing here uses gdregs: the model is a dict of matrices, the densities are spelled out, and each
+parameter group has a loss of its own, (E.2), (E.4) and the naive one, generalised from IWAE to any
+objective by its v and c from automatic differentiation.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+DIM = 2
+LATENTS = ("a", "b", "c")
+# Three layers with a skip connection on either side, factorised differently.
+POSTERIOR = {"a": (), "b": ("a",), "c": ("a", "b")}
+PRIOR = {"c": (), "b": ("c",), "a": ("b", "c")}
+
+stop = jax.lax.stop_gradient
+
+
+def broadcasting(function):
+    """Let a formula below broadcast ranks, which the tests forbid to gdregs."""
+
+    @functools.wraps(function)
+    def wrapped(*args):
+        with jax.numpy_rank_promotion("allow"):
+            return function(*args)
+
+    return wrapped
+
+
+def init(key, batch=3):
+    """Random parameters of the posterior (phi), prior (theta) and likelihood (lam), and data."""
+    rng = np.random.default_rng(int(jax.random.bits(key, dtype="uint16")))
+
+    def normal(*shape):
+        return jnp.asarray(rng.normal(size=shape))
+
+    def layers(graph):
+        return {
+            name: {
+                "weight": {parent: 0.6 * normal(DIM, 2 * DIM) for parent in parents},
+                "bias": 0.4 * normal(2 * DIM),
+            }
+            for name, parents in graph.items()
+        }
+
+    phi, theta = layers(POSTERIOR), layers(PRIOR)
+    for layer in phi.values():
+        layer["data"] = 0.5 * normal(DIM, 2 * DIM)
+    lam = {name: normal(DIM, DIM) for name in LATENTS}
+    return phi, theta, lam, normal(batch, DIM)
+
+
+@broadcasting
+def loc_and_scale(layer, parents, x=None):
+    out = layer["bias"] + sum(jnp.tanh(z) @ layer["weight"][name] for name, z in parents.items())
+    if x is not None:
+        out = out + x @ layer["data"]
+    loc, raw = out[..., :DIM], out[..., DIM:]
+    return loc, 0.3 + jax.nn.softplus(raw)
+
+
+@broadcasting
+def normal_density(z, loc, scale):
+    return jnp.sum(-0.5 * ((z - loc) / scale) ** 2 - jnp.log(scale) - 0.5 * np.log(2 * np.pi), -1)
+
+
+def density(layers, graph, z, x=None):
+    total = 0.0
+    for name, parents in graph.items():
+        loc, scale = loc_and_scale(layers[name], {p: z[p] for p in parents}, x)
+        total = total + normal_density(z[name], loc, scale)
+    return total
+
+
+@broadcasting
+def likelihood(lam, z, x):
+    loc = sum(jnp.sin(z[name] @ lam[name]) for name in LATENTS)
+    return normal_density(x, loc, jnp.asarray(0.7))
+
+
+@broadcasting
+def path(layers, graph, z, x=None):
+    """z again, with the derivative of the sampling path: fixed noise, live everything else."""
+    live = {}
+    for name, parents in graph.items():
+        loc, scale = loc_and_scale(layers[name], {p: live[p] for p in parents}, x)
+        noise = stop((z[name] - loc) / scale)
+        live[name] = loc + scale * noise
+    return live
+
+
+def log_weight(phi, theta, lam, z, x):
+    return likelihood(lam, z, x) + density(theta, PRIOR, z) - density(phi, POSTERIOR, z, x)
+
+
+@broadcasting
+def iwae(log_weights):
+    return jax.nn.logsumexp(log_weights, axis=0) - np.log(len(log_weights))
+
+
+def vr_iwae(alpha):
+    return lambda log_weights: iwae((1 - alpha) * log_weights) / (1 - alpha)
+
+
+@broadcasting
+def jvi(log_weights):
+    num = len(log_weights)
+    left_out = [jnp.delete(log_weights, j, axis=0) for j in range(num)]
+    return num * iwae(log_weights) - (num - 1) / num * sum(map(iwae, left_out))
+
+
+OBJECTIVES = {
+    "elbo": lambda log_weights: jnp.mean(log_weights, axis=0),
+    "iwae": iwae,
+    "vr-iwae 0.3": vr_iwae(0.3),
+    "vr-iwae 2": vr_iwae(2.0),
+    "jvi": jvi,
+    "own": lambda log_weights: jnp.mean(jnp.tanh(log_weights / 9), 0) + iwae(log_weights / 2) ** 2,
+}
+
+
+def coefficients(objective, log_weights):
+    """v and c of one datapoint's log-weights, [K]."""
+    v = jax.grad(objective)(log_weights)
+    return v, v - jnp.diagonal(jax.hessian(objective)(log_weights))
+
+
+@broadcasting
+def gradients(phi, theta, lam, x, z, objective, posterior_estimator, prior_estimator):
+    """The estimators' gradients, summed over the batch, for phi, theta and lam."""
+    log_weights = log_weight(phi, theta, lam, z, x)
+    v, c = jax.vmap(lambda w: coefficients(objective, w), in_axes=1, out_axes=1)(log_weights)
+    return (
+        jax.grad(posterior_loss)(phi, theta, lam, x, z, v, c, objective, posterior_estimator),
+        jax.grad(prior_loss)(theta, phi, lam, x, z, v, c, prior_estimator),
+        jax.grad(lambda lam: jnp.sum(objective(log_weight(phi, theta, lam, z, x))))(lam),
+    )
+
+
+def posterior_loss(phi, theta, lam, x, z, v, c, objective, estimator):
+    z_q = path(phi, POSTERIOR, z, x)
+    if estimator == "naive":  # the objective itself, everything live
+        return jnp.sum(objective(log_weight(phi, theta, lam, z_q, x)))
+    if estimator == "rws":  # the wake-phase update: ascend sum v log q(z), z constant
+        return jnp.sum(v * density(phi, POSTERIOR, z, x))
+    weight = {
+        "stl": v,
+        "dregs": c,  # (E.2)
+        "rws-dregs": v - c,
+        "interpolated 0.3": 0.3 * v + (1 - 0.6) * c,
+    }[estimator]
+    return jnp.sum(weight * log_weight(stop(phi), theta, lam, z_q, x))
+
+
+def prior_loss(theta, phi, lam, x, z, v, c, estimator):
+    naive = jnp.sum(v * density(theta, PRIOR, z))
+    z_p = path(theta, PRIOR, z)
+    gdregs = jnp.sum(  # (E.4)
+        v * likelihood(lam, z_p, x) - c * log_weight(phi, stop(theta), lam, z_p, x)
+    )
+    alpha = {"naive": 0.0, "gdregs": 1.0, "mixed 0.3": 0.3}[estimator]
+    return (1 - alpha) * naive + alpha * gdregs
