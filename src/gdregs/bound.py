@@ -65,15 +65,15 @@ class Estimators(NamedTuple):
 def bound(
     posterior: Any,
     prior: Any,
-    likelihood: Callable[[PyTree], Array],
+    likelihood: Any,
     *,
     key: PRNGKeyArray,
-    num_samples: int,
-    objective: Objective = IWAE(),
-    posterior_estimator: str | PosteriorEstimator = "dregs",
-    prior_estimator: str | PriorEstimator = "gdregs",
-    num_gradient_samples: int | None = None,
-    chunk_size: int | None = None,
+    num_samples: Any,
+    objective: Any = IWAE(),
+    posterior_estimator: Any = "dregs",
+    prior_estimator: Any = "gdregs",
+    num_gradient_samples: Any = None,
+    chunk_size: Any = None,
 ) -> Float[Array, "*batch"]:
     r"""A Monte Carlo objective whose `jax.grad` is the gradient estimator of your choice.
 
@@ -155,15 +155,15 @@ def bound(
 def bound_with_diagnostics(
     posterior: Any,
     prior: Any,
-    likelihood: Callable[[PyTree], Array],
+    likelihood: Any,
     *,
     key: PRNGKeyArray,
-    num_samples: int,
-    objective: Objective = IWAE(),
-    posterior_estimator: str | PosteriorEstimator = "dregs",
-    prior_estimator: str | PriorEstimator = "gdregs",
-    num_gradient_samples: int | None = None,
-    chunk_size: int | None = None,
+    num_samples: Any,
+    objective: Any = IWAE(),
+    posterior_estimator: Any = "dregs",
+    prior_estimator: Any = "gdregs",
+    num_gradient_samples: Any = None,
+    chunk_size: Any = None,
     _diagnose: bool = True,
 ) -> tuple[Float[Array, "*batch"], Diagnostics | None]:
     """`bound`, and how its weight is spread: what to watch during training.

@@ -1,6 +1,6 @@
 """Joint distributions over a directed acyclic graph of latents."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -52,7 +52,7 @@ class Hierarchy(eqx.Module):
     conditionals: dict[str, Any]
     parents: tuple[tuple[str, tuple[str, ...]], ...] = eqx.field(static=True)
 
-    def __init__(self, nodes: Mapping[str, tuple[Callable[..., Any], tuple[str, ...]]]):
+    def __init__(self, nodes: Mapping[str, Any]):
         parents = {}
         self.conditionals = {}
         for name, node in nodes.items():
@@ -84,7 +84,7 @@ class Hierarchy(eqx.Module):
                 )
         return z
 
-    def log_prob(self, z: Mapping[str, Array]) -> Float[Array, "*shape"]:
+    def log_prob(self, z: Any) -> Float[Array, "*shape"]:
         r"""The joint log-density $\sum_l \log p(z_l \mid \mathrm{pa}(l))$, in nats.
 
         Args:
@@ -112,7 +112,7 @@ class Hierarchy(eqx.Module):
             return conditional
         return conditional(*(z[parent] for parent in parents))
 
-    def _check_names(self, z: Mapping[str, Array]):
+    def _check_names(self, z: Any):
         names = {name for name, _ in self.parents}
         if not isinstance(z, Mapping) or set(z) != names:
             given = sorted(z) if isinstance(z, Mapping) else type(z).__name__
@@ -167,7 +167,7 @@ def _cycle(parents: dict[str, tuple[str, ...]]) -> list[str]:
 
 
 @reexpress.register(Hierarchy)
-def _(distribution: Hierarchy, z: Mapping[str, Array]) -> dict[str, Array]:
+def _(distribution: Hierarchy, z: Any) -> dict[str, Array]:
     """Every latent given its re-expressed parents: (C.11), for the entire graph jointly."""
     distribution._check_names(z)
     path: dict[str, Array] = {}

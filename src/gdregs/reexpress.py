@@ -6,6 +6,7 @@ by $\theta$ is that of the sampling path of p.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -16,6 +17,9 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 from numpyro.distributions import transforms
 
 from gdregs.paths import refuse_captured, with_path
+
+
+PathOf = Callable[[Any, Array], Array]
 
 
 class NoReexpressionError(TypeError):
@@ -77,66 +81,69 @@ def _known() -> list[str]:
     return sorted(cls.__name__ for cls in reexpress.registry if cls is not object)
 
 
-def _finish(distribution: Any, z: Array, path: Array) -> Array:
-    if jnp.shape(path) != jnp.shape(z):
-        raise ValueError(
-            f"A value of shape {jnp.shape(z)} is not a batch of samples of"
-            f" {type(distribution).__name__} with batch shape {distribution.batch_shape} and event"
-            f" shape {distribution.event_shape}: samples have shape [..., *batch, *event]."
-        )
-    return with_path(jax.lax.stop_gradient(z), path)
+def _rule(*families: type) -> Callable[[PathOf], PathOf]:
+    """Register the function that maps (distribution, z) to the path for these families."""
+
+    def register(path_of: PathOf) -> PathOf:
+        def reexpressed(distribution: Any, z: Array) -> Array:
+            shape = (*distribution.batch_shape, *distribution.event_shape)
+            if not _broadcasts(shape, jnp.shape(z)):
+                raise ValueError(
+                    f"A value of shape {jnp.shape(z)} is not a batch of samples of"
+                    f" {type(distribution).__name__} with batch shape {distribution.batch_shape} and"
+                    f" event shape {distribution.event_shape}: samples have shape"
+                    f" [..., *batch, *event]."
+                )
+            return with_path(jax.lax.stop_gradient(z), path_of(distribution, z))
+
+        for family in families:
+            reexpress.register(family, reexpressed)
+        return path_of
+
+    return register
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    try:
+        return jnp.broadcast_shapes(shape, to) == to
+    except ValueError:
+        return False
 
 
 def _raise_rank(parameter: ArrayLike, ndim: int) -> Array:
     """Put axes of length 1 in front, for explicit broadcasting."""
-    shape = jnp.shape(parameter)
-    return jnp.reshape(parameter, (1,) * (ndim - len(shape)) + shape)
+    values = jnp.asarray(parameter)
+    return jnp.reshape(values, (1,) * (ndim - values.ndim) + values.shape)
 
 
-_LOCATION_SCALE = (
-    dist.Cauchy,
-    dist.Gumbel,
-    dist.Laplace,
-    dist.Logistic,
-    dist.Normal,
-    dist.SoftLaplace,
-)
-_SCALE = (dist.HalfCauchy, dist.HalfNormal)
-
-
+@_rule(dist.Cauchy, dist.Gumbel, dist.Laplace, dist.Logistic, dist.Normal, dist.SoftLaplace)
 def _location_scale(distribution: Any, z: Array) -> Array:
     r"""$z = \mu + \sigma\epsilon$."""
     loc = _raise_rank(distribution.loc, jnp.ndim(z))
     scale = _raise_rank(distribution.scale, jnp.ndim(z))
-    noise = jax.lax.stop_gradient((z - loc) / scale)
-    return _finish(distribution, z, loc + scale * noise)
+    return loc + scale * jax.lax.stop_gradient((z - loc) / scale)
 
 
+@_rule(dist.HalfCauchy, dist.HalfNormal)
 def _scale(distribution: Any, z: Array) -> Array:
     r"""$z = \sigma\epsilon$."""
     scale = _raise_rank(distribution.scale, jnp.ndim(z))
-    return _finish(distribution, z, scale * jax.lax.stop_gradient(z / scale))
+    return scale * jax.lax.stop_gradient(z / scale)
 
 
-for _family in _LOCATION_SCALE:
-    reexpress.register(_family, _location_scale)
-for _family in _SCALE:
-    reexpress.register(_family, _scale)
-
-
-@reexpress.register(dist.Exponential)
-def _(distribution: dist.Exponential, z: Array) -> Array:
+@_rule(dist.Exponential)
+def _exponential(distribution: dist.Exponential, z: Array) -> Array:
     r"""$z = \epsilon / \lambda$."""
     rate = _raise_rank(distribution.rate, jnp.ndim(z))
-    return _finish(distribution, z, jax.lax.stop_gradient(z * rate) / rate)
+    return jax.lax.stop_gradient(z * rate) / rate
 
 
-@reexpress.register(dist.MultivariateNormal)
-def _(distribution: dist.MultivariateNormal, z: Array) -> Array:
+@_rule(dist.MultivariateNormal)
+def _multivariate_normal(distribution: dist.MultivariateNormal, z: Array) -> Array:
     r"""$z = \mu + L\epsilon$."""
     loc = _raise_rank(distribution.loc, jnp.ndim(z))
-    noise = jax.lax.stop_gradient(_solve(distribution.scale_tril, z - loc))
-    return _finish(distribution, z, loc + _multiply(distribution.scale_tril, noise))
+    lower = _raise_rank(distribution.scale_tril, jnp.ndim(z) + 1)
+    return loc + _multiply(lower, jax.lax.stop_gradient(_solve(lower, z - loc)))
 
 
 @functools.partial(jnp.vectorize, signature="(d,d),(d)->(d)")
@@ -149,24 +156,19 @@ def _multiply(lower: Float[Array, "d d"], vector: Float[Array, " d"]) -> Float[A
     return lower @ vector
 
 
-@reexpress.register(dist.Independent)
-@reexpress.register(dist.ExpandedDistribution)
-@reexpress.register(dist.MaskedDistribution)
-def _(distribution: Any, z: Array) -> Array:
+@_rule(dist.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)
+def _wrapped(distribution: Any, z: Array) -> Array:
     """The base distribution's own path: these wrappers only change how densities add up."""
-    shape = (*distribution.batch_shape, *distribution.event_shape)
-    if jnp.shape(z)[max(jnp.ndim(z) - len(shape), 0) :] != shape:
-        return _finish(distribution, z, jnp.broadcast_to(0.0, shape))
     return reexpress(distribution.base_dist, z)
 
 
-@reexpress.register(dist.TransformedDistribution)
-def _(distribution: dist.TransformedDistribution, z: Array) -> Array:
+@_rule(dist.TransformedDistribution)
+def _transformed(distribution: dist.TransformedDistribution, z: Array) -> Array:
     r"""$z = f_n(\dots f_1(T(\epsilon)))$, with every transform's own parameters on the path."""
     steps = _flatten(distribution.transforms)
     base = jax.lax.stop_gradient(z)
     for step in reversed(steps):
-        if isinstance(step, transforms.AbsTransform) or not _is_invertible(step):
+        if isinstance(step, transforms.AbsTransform) or not hasattr(step, "_inverse"):
             raise NoReexpressionError(
                 f"{type(distribution).__name__} has no re-expression rule: its transform"
                 f" {type(step).__name__} is not invertible."
@@ -175,16 +177,13 @@ def _(distribution: dist.TransformedDistribution, z: Array) -> Array:
     path = reexpress(distribution.base_dist, jax.lax.stop_gradient(base))
     for step in steps:
         path = step(path)
-    return _finish(distribution, z, path)
+    return path
 
 
 def _flatten(steps: Any) -> list[Any]:
+    """The elementary transforms in a list of transforms and compositions of them."""
     flat = []
     for step in steps:
-        inner = step.parts if isinstance(step, transforms.ComposeTransform) else None
-        flat.extend([step] if inner is None else _flatten(inner))
+        is_composition = isinstance(step, transforms.ComposeTransform)
+        flat.extend(_flatten(step.parts) if is_composition else [step])
     return flat
-
-
-def _is_invertible(step: Any) -> bool:
-    return callable(getattr(step, "_inverse", None))

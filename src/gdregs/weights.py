@@ -32,7 +32,7 @@ class Model(NamedTuple):
     likelihood: Callable[[PyTree], Array]
     key: PRNGKeyArray
     num_samples: int
-    chunk_size: int | None
+    chunk_size: Any
 
     def draw(self, start: Start, size: int) -> PyTree:
         """Importance samples `start`, ..., `start + size - 1` of K, reparameterized."""
@@ -69,10 +69,10 @@ class Model(NamedTuple):
 def read_model(
     posterior: Any,
     prior: Any,
-    likelihood: Callable[[PyTree], Array],
+    likelihood: Any,
     key: PRNGKeyArray,
-    num_samples: int,
-    chunk_size: int | None,
+    num_samples: Any,
+    chunk_size: Any,
 ) -> tuple[Model, Shape]:
     """Check everything that can be checked without computing, and say what is wrong."""
     for name, part, methods in (
@@ -138,11 +138,11 @@ def _check_shapes(model: Model) -> Shape:
 def log_weights(
     posterior: Any,
     prior: Any,
-    likelihood: Callable[[PyTree], Array],
+    likelihood: Any,
     *,
     key: PRNGKeyArray,
-    num_samples: int,
-    chunk_size: int | None = None,
+    num_samples: Any,
+    chunk_size: Any = None,
 ) -> Float[Array, "K *batch"]:
     r"""Log importance weights $\ell_k = \log p(x|z_k) + \log p(z_k) - \log q(z_k)$ (2).
 
@@ -185,11 +185,11 @@ def log_weights(
 def log_marginal(
     posterior: Any,
     prior: Any,
-    likelihood: Callable[[PyTree], Array],
+    likelihood: Any,
     *,
     key: PRNGKeyArray,
-    num_samples: int = 5000,
-    chunk_size: int | None = 50,
+    num_samples: Any = 5000,
+    chunk_size: Any = 50,
 ) -> Float[Array, "*batch"]:
     r"""An estimate of $\log p(x)$: the bound (2) with many importance samples, streamed.
 

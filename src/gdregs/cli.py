@@ -1,0 +1,283 @@
+"""The command line: train, compare, evaluate and sample."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from gdregs.vae.config import Config, read_config
+from gdregs.vae.errors import UserError
+
+try:
+    import tyro
+except ImportError:  # `main` says what to install
+    _FLAT = _POSITIONAL = None
+else:
+    _FLAT = tyro.conf.arg(name="")
+    _POSITIONAL = tyro.conf.Positional
+
+_EXTRAS = ("matplotlib", "PIL", "pooch", "scipy", "sklearn", "tqdm", "tyro")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit code (2 for a mistake of the user's)."""
+    missing = [name for name in _EXTRAS if importlib.util.find_spec(name) is None]
+    if missing:
+        print(
+            f"gdregs: {', '.join(missing)} not installed; run: pip install 'gdregs[cli]'",
+            file=sys.stderr,
+        )
+        return 2
+    commands = {"train": train, "compare": compare, "evaluate": evaluate, "sample": sample}
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            commands,
+            prog="gdregs",
+            description="Train variational autoencoders with low-variance gradient estimators.",
+            args=arguments,
+        )
+    except UserError as error:
+        print(f"gdregs: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("gdregs: interrupted; the same command continues from here.", file=sys.stderr)
+        return 130
+    except OSError as error:
+        print(f"gdregs: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _prepare(config: Config, data_dir: Path | None):
+    from gdregs.vae.datasets import load_dataset
+    from gdregs.vae.training import make_task
+
+    return make_task(config, load_dataset(config.dataset, data_dir))
+
+
+def _describe(config: Config) -> str:
+    kind = "conditional" if config.conditional else "unconditional"
+    return (
+        f"{config.dataset}, {kind}, L={config.num_layers}, K={config.num_samples},"
+        f" {config.posterior_estimator}+{config.prior_estimator}"
+    )
+
+
+def _default_folder(config: Config) -> Path:
+    kind = "-conditional" if config.conditional else ""
+    return Path("runs") / (
+        f"{config.dataset}{kind}-L{config.num_layers}-{config.posterior_estimator}"
+        f"-{config.prior_estimator}-seed{config.seed}"
+    )
+
+
+class _EpochBar:
+    """A progress bar over epochs, with the bound and images/s."""
+
+    def __init__(self, total: int, done: int = 0):
+        from tqdm import tqdm
+
+        self.bar = tqdm(total=total, initial=done, unit="epoch", dynamic_ncols=True)
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        self.bar.set_postfix_str(
+            f"bound {row['train_bound']:.2f}, test {row['test_bound']:.2f},"
+            f" ESS {row['effective_sample_size']:.1f}, {row['images_per_second']:.0f} images/s"
+        )
+        self.bar.update()
+
+
+def train(
+    config: Annotated[Config, _FLAT] = Config(),
+    data_dir: Path | None = None,
+    out: Path | None = None,
+) -> None:
+    """Train a hierarchical VAE; run the same command again to continue one that was cut off.
+
+    Args:
+        config: The settings of the run.
+        data_dir: Folder with the data set's official files; without it they are downloaded.
+        out: The run folder; by default named after the settings, under runs/.
+    """
+    import jax
+
+    from gdregs.vae.pictures import draw_curve, draw_samples
+    from gdregs.vae.run import CONFIG, open_run, read_metrics
+    from gdregs.vae.run import train as run_training
+
+    out = out or _default_folder(config)
+    if (out / CONFIG).exists():
+        open_run(out, config)
+    task = _prepare(config, data_dir)
+    open_run(out, config)
+    rows = read_metrics(out)
+    if len(rows) >= config.epochs:
+        print(f"{out} is complete after {len(rows)} epochs; a larger --epochs continues it.")
+    elif rows:
+        print(f"Continuing {out} after epoch {len(rows)}: {_describe(config)}")
+    else:
+        print(f"Training {out}: {_describe(config)}, {task.train.shape[0]} images")
+    bar = _EpochBar(config.epochs, len(rows))
+    try:
+        state = run_training(out, config, task, bar)
+    finally:
+        bar.bar.close()
+    rows = read_metrics(out)
+    if not rows:
+        print(f"{out}: no epoch to train.")
+        return
+    draw_curve(out / "curve.png", rows, _describe(config))
+    key = jax.random.key(config.seed)
+    draw_samples(out / "samples.png", state.model, task, key, title=_describe(config))
+    last = rows[-1]
+    kept = config.gradient_samples or config.num_samples
+    print(
+        f"train bound {last['train_bound']:.2f}, test bound {last['test_bound']:.2f} nats per image"
+        f" (K={config.num_samples})\n"
+        f"effective sample size {last['effective_sample_size']:.2f} of {config.num_samples};"
+        f" the backward pass ran on {min(kept, config.num_samples)} samples with"
+        f" {100 * last['weight_kept']:.1f}% of the weight\n"
+        f"{out}: config.json, metrics.jsonl, checkpoint.eqx, curve.png, samples.png"
+    )
+
+
+def compare(
+    config: Annotated[Config, _FLAT] = Config(epochs=40),
+    data_dir: Path | None = None,
+    out: Path | None = None,
+    pairs: tuple[str, ...] = (),
+    seeds: int = 1,
+    draws: int = 200,
+) -> None:
+    """Train the same model with several pairs of estimators from the same seeds.
+
+    Args:
+        config: The settings that all runs share; the pair is taken from --pairs.
+        data_dir: Folder with the data set's official files; without it they are downloaded.
+        out: Folder for all runs, the table and the figure.
+        pairs: Posterior and prior estimator, such as dregs+gdregs; by default the papers' six.
+        seeds: How many seeds.
+        draws: Draws for the moments of the gradients.
+    """
+    from gdregs.vae.compare import PAPER_PAIRS, format_table, read_pair
+    from gdregs.vae.compare import compare as run_comparison
+    from gdregs.vae.files import write_atomically, write_json
+    from gdregs.vae.pictures import draw_comparison
+
+    chosen = pairs or PAPER_PAIRS
+    for pair in chosen:
+        read_pair(pair)
+    if seeds < 1 or draws < 2:
+        raise UserError("--seeds must be at least 1 and --draws at least 2.")
+    if config.epochs < 1:
+        raise UserError("--epochs must be at least 1 to compare anything.")
+    out = out or Path("runs") / f"compare-{_default_folder(config).name.split('-dregs')[0]}"
+    task = _prepare(config, data_dir)
+    bar = _EpochBar(len(chosen) * seeds * config.epochs)
+
+    def report(name: str, row: dict[str, Any]) -> None:
+        bar.bar.set_description(name)
+        bar(row)
+
+    try:
+        results = run_comparison(out, config, chosen, seeds, task, report, draws)
+    finally:
+        bar.bar.close()
+    table = format_table(results)
+    summary = {"config": config.to_dict(), "seeds": seeds, "draws": draws, "results": results}
+    write_json(out / "comparison.json", summary)
+    write_atomically(out / "comparison.md", lambda f: f.write(f"{table}\n".encode()) and None)
+    kind = "conditional" if config.conditional else "unconditional"
+    title = f"{config.dataset}, {kind}, L={config.num_layers}, K={config.num_samples}"
+    draw_comparison(out / "comparison.png", results, title)
+    print(f"{table}\n{out}: comparison.md, comparison.json, comparison.png")
+
+
+def evaluate(
+    run: Annotated[Path, _POSITIONAL],
+    data_dir: Path | None = None,
+    num_samples: int = 5000,
+    images: int = 0,
+) -> None:
+    """Bounds of a trained run on its training and test images.
+
+    Args:
+        run: The run folder.
+        data_dir: Folder with the data set's official files; without it they are downloaded.
+        num_samples: K for the estimate of log p(x), streamed.
+        images: Use the first so many test images for log p(x); 0 uses all.
+    """
+    from tqdm import tqdm
+
+    from gdregs.vae.evaluation import evaluate_log_marginal, make_evaluation
+    from gdregs.vae.files import write_json
+
+    if num_samples < 1 or images < 0:
+        raise UserError("--num-samples must be at least 1 and --images not negative.")
+    config, task, state = _load(run, data_dir)
+    rows: list[tuple[str, str, str]] = []
+    content: dict[str, Any] = {"epoch": int(state.epoch)}
+    for name, data in (("train", task.train), ("test", task.test)):
+        result = make_evaluation(config, task, data)(state.model)
+        rows.append(
+            (f"{name} bound, K={config.num_samples}", f"{float(result.bound):.2f}",
+             f"{float(result.standard_error):.2f}")
+        )  # fmt: skip
+        rows.append((f"{name} effective sample size", f"{float(result.effective_sample_size):.2f}", ""))
+        content[name] = {field: float(value) for field, value in result._asdict().items()}
+    data = task.test[: images or None]
+    with tqdm(total=data.shape[0], unit="image", dynamic_ncols=True) as bar:
+        value, error = evaluate_log_marginal(
+            state.model, config, task, data, num_samples, bar.update
+        )
+    rows.append((f"test log p(x), K={num_samples}, {data.shape[0]} images", f"{value:.2f}", f"{error:.2f}"))
+    content["log_marginal"] = {
+        "num_samples": num_samples, "images": data.shape[0], "value": value, "standard_error": error,
+    }  # fmt: skip
+    write_json(run / "evaluation.json", content)
+    width = max(len(row[0]) for row in rows)
+    for label, value, error in rows:
+        print(f"{label.ljust(width)}  {value:>9}" + (f" ± {error}" if error else ""))
+    print(f"nats per image, ± standard error over images; {run}: evaluation.json")
+
+
+def sample(
+    run: Annotated[Path, _POSITIONAL],
+    data_dir: Path | None = None,
+    count: int = 100,
+    seed: int = 0,
+    out: Path | None = None,
+) -> None:
+    """Draw samples of a trained run, or completions of top halves, as a PNG sheet.
+
+    Args:
+        run: The run folder.
+        data_dir: Folder with the data set's official files; without it they are downloaded.
+        count: How many samples (a conditional run's sheet has a fixed layout).
+        seed: Seed of the samples.
+        out: The PNG file; by default samples-seedN.png in the run folder.
+    """
+    import jax
+
+    from gdregs.vae.pictures import draw_samples
+
+    if count < 1:
+        raise UserError("--count must be at least 1.")
+    config, task, state = _load(run, data_dir)
+    out = out or run / f"samples-seed{seed}.png"
+    draw_samples(out, state.model, task, jax.random.key(seed), count, _describe(config))
+    print(out)
+
+
+def _load(run: Path, data_dir: Path | None):
+    from gdregs.vae.run import CHECKPOINT, CONFIG, load_state
+
+    config = read_config(run / CONFIG)
+    if not (run / CHECKPOINT).exists():
+        raise UserError(f"{run} has no checkpoint yet; `gdregs train` writes one each epoch.")
+    task = _prepare(config, data_dir)
+    return config, task, load_state(run, config, task)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""What a training run is made of: everything that decides its numbers."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from gdregs.estimators import find_posterior_estimator, find_prior_estimator
+from gdregs.objectives import ELBO, IWAE, JVI, VRIWAE, Objective
+from gdregs.vae.datasets import DATASETS
+from gdregs.vae.errors import UserError
+
+ObjectiveName = Literal["iwae", "elbo", "vr-iwae", "jvi"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The settings of a run. Two runs with equal settings give equal numbers, bit for bit."""
+
+    dataset: str = "digits"
+    """digits, mnist, fashion-mnist or omniglot."""
+    conditional: bool = False
+    """Model the bottom half of each image given its top half."""
+    num_layers: int = 2
+    """Stochastic layers, L."""
+    latent_size: int = 50
+    """Length of each latent."""
+    hidden_size: int = 300
+    """Units in each hidden layer."""
+    objective: ObjectiveName = "iwae"
+    """The Monte Carlo objective."""
+    order: float = 0.5
+    """The order alpha of the vr-iwae objective; the others ignore it."""
+    posterior_estimator: str = "dregs"
+    """naive, stl, dregs, rws or rws-dregs."""
+    prior_estimator: str = "gdregs"
+    """naive or gdregs."""
+    num_samples: int = 64
+    """Importance samples, K."""
+    gradient_samples: int = 8
+    """M: run the backward pass on M of the K samples, resampled without bias. 0: on all."""
+    batch_size: int = 64
+    """Images in each step."""
+    learning_rate: float = 3e-4
+    """Adam's step size."""
+    epochs: int = 120
+    """Passes over the training images."""
+    train_images: int = 0
+    """Train on the first so many images; 0: on all."""
+    seed: int = 0
+    """Seed of the initial weights, the batches, the binarisation and the samples."""
+
+    def __post_init__(self):
+        if self.dataset not in DATASETS:
+            raise UserError(
+                f"unknown dataset {self.dataset!r}; choose one of {', '.join(DATASETS)}."
+            )
+        for name in ("num_layers", "latent_size", "hidden_size", "num_samples", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{_flag(name)} must be at least 1; got {getattr(self, name)}.")
+        for name in ("epochs", "gradient_samples", "train_images", "seed"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{_flag(name)} must not be negative; got {getattr(self, name)}.")
+        if not 0 < self.learning_rate < float("inf"):
+            raise UserError(f"--learning-rate must be positive; got {self.learning_rate}.")
+        try:
+            find_posterior_estimator(self.posterior_estimator)
+            find_prior_estimator(self.prior_estimator)
+            self.make_objective()
+        except ValueError as error:
+            raise UserError(str(error)) from None
+
+    @property
+    def num_gradient_samples(self) -> int | None:
+        """M, or None for all samples."""
+        return self.gradient_samples or None
+
+    def make_objective(self) -> Objective:
+        """The objective that the settings name."""
+        makers = {
+            "iwae": IWAE,
+            "elbo": ELBO,
+            "jvi": JVI,
+            "vr-iwae": lambda: VRIWAE(self.order),
+        }
+        if self.objective not in makers:
+            raise UserError(
+                f"unknown objective {self.objective!r}; choose one of {', '.join(makers)}."
+            )
+        return makers[self.objective]()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON can hold them."""
+        return dataclasses.asdict(self)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def read_config(path: Path) -> Config:
+    """Read the settings of a run folder.
+
+    Raises:
+        UserError: If the file is missing or not the settings of a run.
+    """
+    try:
+        content = json.loads(path.read_text())
+        return Config(**content["config"])
+    except FileNotFoundError:
+        raise UserError(
+            f"{path.parent} is not a run folder: it has no {path.name}. `gdregs train` makes one."
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not the settings of a run ({error}).") from None
+
+
+def differences(config: Config, other: Config) -> list[str]:
+    """The settings but for `epochs` in which two runs differ, as text."""
+    ours, theirs = config.to_dict(), other.to_dict()
+    return [
+        f"{_flag(name)} {theirs[name]} (not {value})"
+        for name, value in ours.items()
+        if name != "epochs" and theirs[name] != value
+    ]

@@ -1,0 +1,187 @@
+"""Bounds of a trained model on whole data sets, and the moments of its gradients."""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, UInt8
+
+from gdregs.bound import bound_with_diagnostics
+from gdregs.diagnostics import gradient_moments
+from gdregs.vae.config import Config
+from gdregs.vae.model import VAE
+from gdregs.vae.training import Task, binarise, loss_and_diagnostics
+from gdregs.weights import log_marginal
+
+TEST_KEY = 20_000
+"""Binarises test images and draws their samples: the same for every run."""
+
+
+class Evaluation(NamedTuple):
+    """Means over a data set.
+
+    Attributes:
+        bound: Eq. (2) with the run's K, in nats per image.
+        standard_error: Of `bound`, over images.
+        effective_sample_size: Of the K importance samples.
+    """
+
+    bound: Float[Array, ""]
+    standard_error: Float[Array, ""]
+    effective_sample_size: Float[Array, ""]
+
+
+def make_evaluation(config: Config, task: Task, images: UInt8[Array, "count pixels"]):
+    """The compiled function that maps a model to its `Evaluation` on grey images."""
+
+    def per_image(model: VAE, x, context, key):
+        # In training's own words: the bound (2), whatever objective the model was trained on.
+        value, diagnostics = bound_with_diagnostics(
+            model.posterior(x, context),
+            model.prior(context),
+            model.likelihood(x),
+            key=key,
+            num_samples=config.num_samples,
+            posterior_estimator="naive",
+            prior_estimator="naive",
+        )
+        return value, diagnostics.effective_sample_size
+
+    def evaluate(model: VAE, images):
+        bounds, sizes = _over_batches(per_image, model, task, images, config.batch_size)
+        error = jnp.std(bounds) / jnp.sqrt(bounds.shape[0])
+        return Evaluation(jnp.mean(bounds), error, jnp.mean(sizes))
+
+    compiled = eqx.filter_jit(evaluate)
+    return lambda model: compiled(model, images)
+
+
+def evaluate_log_marginal(
+    model: VAE,
+    config: Config,
+    task: Task,
+    images: UInt8[Array, "count pixels"],
+    num_samples: int,
+    progress,
+) -> tuple[float, float]:
+    r"""The streamed estimate of $\log p(x)$, in nats per image, and its standard error.
+
+    Args:
+        model: The VAE.
+        config: Its settings.
+        task: What is modelled of an image.
+        images: Grey images.
+        num_samples: K.
+        progress: Called with the number of images done after each batch.
+    """
+
+    @eqx.filter_jit
+    def batch_bound(model, images, key):
+        binary_key, sample_key = jax.random.split(key)
+        x, context = task.split(binarise(binary_key, images, task.levels))
+        return log_marginal(
+            model.posterior(x, context),
+            model.prior(context),
+            model.likelihood(x),
+            key=sample_key,
+            num_samples=num_samples,
+        )
+
+    bounds = []
+    for start in range(0, images.shape[0], config.batch_size):
+        batch = images[start : start + config.batch_size]
+        key = jax.random.fold_in(jax.random.key(TEST_KEY), start // config.batch_size)
+        bounds.append(jax.block_until_ready(batch_bound(model, batch, key)))
+        progress(batch.shape[0])
+    values = jnp.concatenate(bounds)
+    return float(jnp.mean(values)), float(jnp.std(values) / jnp.sqrt(values.shape[0]))
+
+
+def _over_batches(function, model, task, images, batch_size):
+    """Binarise by key, and map `function` over batches under one scan; the last may be short."""
+    num_full, last = divmod(images.shape[0], batch_size)
+    base = jax.random.key(TEST_KEY)
+
+    def run(batch, number):
+        binary_key, sample_key = jax.random.split(jax.random.fold_in(base, number))
+        x, context = task.split(binarise(binary_key, batch, task.levels))
+        return function(model, x, context, sample_key)
+
+    full = images[: num_full * batch_size].reshape(num_full, batch_size, images.shape[1])
+    results = jax.lax.map(lambda pair: run(*pair), (full, jnp.arange(num_full)))
+    results = jax.tree.map(lambda values: values.reshape(-1), results)
+    if last:
+        rest = run(images[num_full * batch_size :], num_full)
+        results = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), results, rest)
+    return results
+
+
+class GradientQuality(NamedTuple):
+    """Average moments of one parameter group's gradient.
+
+    Attributes:
+        variance: Sum over the group's parameters of the gradient's variance.
+        snr: Mean over the group's parameters of |mean| / standard deviation.
+    """
+
+    variance: float
+    snr: float
+
+
+def gradient_quality(
+    model: VAE,
+    config: Config,
+    task: Task,
+    key: PRNGKeyArray,
+    *,
+    num_draws: int = 200,
+    first_draw: int = 0,
+    chunk_size: int = 2,
+) -> dict[str, GradientQuality]:
+    """Variance and SNR of the estimator's gradient, at fixed parameters and one fixed batch.
+
+    The first training images are binarised once; only the importance samples (and the resampling)
+    vary from draw to draw.
+
+    Args:
+        model: The VAE.
+        config: Its settings, among them the estimators.
+        task: The data.
+        key: Decides the binarisation and, with `first_draw`, the draws.
+        num_draws: How many draws.
+        first_draw: A number that makes these draws other ones than those of other numbers.
+        chunk_size: How many draws are held in memory at a time.
+
+    Returns:
+        For `posterior`, `prior` and `likelihood`, the `GradientQuality`.
+    """
+    batch_key, draw_key = jax.random.split(key)
+    draw_key = jax.random.fold_in(draw_key, first_draw)
+    images = binarise(batch_key, task.train[: config.batch_size], task.levels)
+
+    def gradient(key: PRNGKeyArray) -> PyTree:
+        gradients, _ = eqx.filter_grad(loss_and_diagnostics, has_aux=True)(
+            model, config, task, images, key
+        )
+        return {
+            "posterior": gradients.posterior_networks,
+            "prior": gradients.prior_networks,
+            "likelihood": gradients.decoder,
+        }
+
+    moments = gradient_moments(gradient, draw_key, num_draws, chunk_size=chunk_size)
+    return {
+        group: _average(moments.variance[group], moments.snr[group]) for group in moments.variance
+    }
+
+
+def _average(variance: PyTree, snr: PyTree) -> GradientQuality:
+    variances, snrs = jax.tree.leaves(variance), jax.tree.leaves(snr)
+    count = sum(leaf.size for leaf in snrs)
+    if not count:
+        return GradientQuality(0.0, float("nan"))
+    return GradientQuality(
+        float(sum(jnp.sum(leaf) for leaf in variances)),
+        float(sum(jnp.sum(leaf) for leaf in snrs) / count),
+    )

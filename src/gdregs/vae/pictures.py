@@ -1,0 +1,139 @@
+"""Pictures that a run leaves: curves, samples, completions, and comparisons of estimators."""
+
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+from matplotlib.figure import Figure
+
+from gdregs.vae.files import write_atomically
+from gdregs.vae.model import VAE
+from gdregs.vae.training import Task, binarise
+
+matplotlib.use("Agg")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=150))
+
+
+def draw_curve(path: Path, rows: list[dict[str, Any]], title: str) -> None:
+    """Train and test bound by epoch, and how the importance weight is spread."""
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    bounds, weights = figure.subplots(1, 2)
+    epochs = [row["epoch"] for row in rows]
+    marker = "o" if len(rows) < 20 else None
+    for name, label in (("train_bound", "train"), ("test_bound", "test")):
+        bounds.plot(epochs, [row[name] for row in rows], label=label, marker=marker, ms=3)
+    _zoom_on_the_end(bounds, [row[name] for row in rows for name in ("train_bound", "test_bound")])
+    bounds.set(xlabel="epoch", ylabel="bound (nats per image)", title=title)
+    bounds.legend()
+    sizes = [row["effective_sample_size"] for row in rows]
+    weights.plot(epochs, sizes, color="C2", marker=marker, ms=3)
+    weights.set(xlabel="epoch", ylabel="effective sample size", ylim=(0, None))
+    kept = weights.twinx()
+    kept.plot(epochs, [100 * row["weight_kept"] for row in rows], color="C3", marker=marker, ms=3)
+    kept.set(ylim=(0, 105))
+    kept.set_ylabel("weight on the backward pass (%)", color="C3")
+    weights.yaxis.label.set_color("C2")
+    _save(figure, path)
+
+
+def _zoom_on_the_end(axes, values: list[float]) -> None:
+    """Leave the steep first epochs out of the picture once they would flatten the rest."""
+    finite = [value for value in values if np.isfinite(value)]
+    if len(finite) < 20:
+        return
+    low, high = np.quantile(finite, 0.05), max(finite)
+    axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+
+
+def _draw_sheet(path: Path, images: np.ndarray, rows: int, title: str) -> None:
+    """A grid of images `[count, height, width]` in [0, 1], black on white."""
+    count, height, width = images.shape
+    columns = -(-count // rows)
+    sheet = np.zeros((rows * (height + 1) - 1, columns * (width + 1) - 1))
+    for number, image in enumerate(images):
+        top, left = (number // columns) * (height + 1), (number % columns) * (width + 1)
+        sheet[top : top + height, left : left + width] = image
+    inches = 6.0
+    figure = Figure(figsize=(inches, inches * sheet.shape[0] / sheet.shape[1] + 0.35))
+    axes = figure.add_axes((0, 0, 1, 1 - 0.35 / figure.get_figheight()))
+    axes.imshow(1 - sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_axis_off()
+    figure.suptitle(title, y=1 - 0.06 / figure.get_figheight(), va="top", fontsize=10)
+    _save(figure, path)
+
+
+@eqx.filter_jit
+def _sample_pixels(
+    model: VAE, context: Float[Array, "batch context"] | None, count: int, key: PRNGKeyArray
+) -> Float[Array, "count pixels"]:
+    """Probabilities of the pixels, of `count` samples or of one for each context."""
+    z = model.prior(context).sample(key, () if context is not None else (count,))
+    return jax.nn.sigmoid(model.logits(z))
+
+
+def draw_samples(
+    path: Path, model: VAE, task: Task, key: PRNGKeyArray, count: int = 100, title: str = ""
+) -> None:
+    """Samples of the prior; for a conditional model, completions of test images' top halves.
+
+    The pixels are shown by their probability of being ink. A conditional model's sheet has a
+    column per image: the image, its given half, and completions below.
+    """
+    height, width = task.shape
+    if not task.num_context:
+        pixels = np.asarray(_sample_pixels(model, None, count, key))
+        _draw_sheet(path, pixels.reshape(-1, height, width), max(int(count**0.5), 1), title)
+        return
+    columns, completions = 12, 6
+    image_key, *keys = jax.random.split(key, completions + 1)
+    images = binarise(image_key, task.test[:columns], task.levels)
+    _, context = task.split(images)
+    rows = [images, jnp.pad(context, ((0, 0), (0, images.shape[1] - context.shape[1])))]
+    for completion_key in keys:
+        completed = _sample_pixels(model, context, len(images), completion_key)
+        rows.append(jnp.concatenate([context, completed], axis=1))
+    sheet = np.asarray(jnp.concatenate(rows)).reshape(-1, height, width)
+    _draw_sheet(path, sheet, len(rows), title)
+
+
+def draw_comparison(path: Path, results: list[dict[str, Any]], title: str) -> None:
+    """Test bound by epoch, gradient variance, SNR and time per step of several estimator pairs."""
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    figure.suptitle(title)
+    curve, variance, snr, seconds = figure.subplots(2, 2).ravel()
+    names = [result["pair"] for result in results]
+    for result in results:
+        curves = np.array(result["test_curves"])
+        (line,) = curve.plot(result["epochs"], curves.mean(axis=0), label=result["pair"])
+        if len(curves) > 1:
+            spread = curves.std(axis=0, ddof=1) / len(curves) ** 0.5
+            mean = curves.mean(axis=0)
+            curve.fill_between(
+                result["epochs"], mean - spread, mean + spread, alpha=0.2, color=line.get_color()
+            )
+    _zoom_on_the_end(curve, [v for r in results for c in r["test_curves"] for v in c])
+    curve.set(xlabel="epoch", ylabel="test bound (nats per image)")
+    curve.legend(fontsize=8)
+    places = np.arange(len(names))
+    for axes, quantity, label in (
+        (variance, "variance", "gradient variance (sum)"),
+        (snr, "snr", "gradient SNR (mean)"),
+    ):
+        for shift, group in ((-0.2, "posterior"), (0.2, "prior")):
+            values = [result[f"{group}_{quantity}"] for result in results]
+            axes.bar(places + shift, values, 0.38, label=group)
+        axes.set(yscale="log", ylabel=label)
+        axes.legend(fontsize=8)
+    seconds.bar(places, [1000 * result["seconds_per_step"] for result in results], 0.6, color="C4")
+    seconds.set(ylabel="time per step (ms)")
+    for axes in (variance, snr, seconds):
+        axes.set_xticks(places, names, rotation=20, ha="right", fontsize=8)
+    _save(figure, path)

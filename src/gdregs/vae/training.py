@@ -1,0 +1,159 @@
+"""Training: a whole epoch under one scan, with the data on the device."""
+
+import functools
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+
+from gdregs.bound import bound_with_diagnostics
+from gdregs.vae.config import Config
+from gdregs.vae.datasets import Dataset
+from gdregs.vae.errors import UserError
+from gdregs.vae.model import VAE
+
+
+class TrainingState(NamedTuple):
+    """All that an epoch starts from: saved after each, so that a run resumes bit for bit."""
+
+    model: VAE
+    optimiser: Any
+    epoch: Int[Array, ""]
+
+
+class Task(NamedTuple):
+    """Images on the device, and what of each is modelled.
+
+    Attributes:
+        train: Grey values, `[count, pixels]`.
+        test: The same.
+        levels: Grey value of full ink.
+        num_context: How many pixels, from the top, are given rather than modelled.
+        shape: Height and width of an image.
+    """
+
+    train: UInt8[Array, "train pixels"]
+    test: UInt8[Array, "test pixels"]
+    levels: int
+    num_context: int
+    shape: tuple[int, int]
+
+    def split(
+        self, images: Float[Array, "batch pixels"]
+    ) -> tuple[Float[Array, "batch target"], Float[Array, "batch context"] | None]:
+        """The modelled pixels, and the given ones (None if there are none)."""
+        if not self.num_context:
+            return images, None
+        return images[:, self.num_context :], images[:, : self.num_context]
+
+
+def make_task(config: Config, dataset: Dataset) -> Task:
+    """Put a data set on the device.
+
+    Raises:
+        UserError: If there are fewer images than fit a batch.
+    """
+    count = config.train_images or len(dataset.train)
+    train = dataset.train[:count]
+    if len(train) < config.batch_size:
+        raise UserError(
+            f"--batch-size {config.batch_size} is more than the {len(train)} training images."
+        )
+    height, width = train.shape[1:]
+    return Task(
+        jnp.asarray(train.reshape(len(train), -1)),
+        jnp.asarray(dataset.test.reshape(len(dataset.test), -1)),
+        dataset.levels,
+        height // 2 * width if config.conditional else 0,
+        (height, width),
+    )
+
+
+def make_state(config: Config, task: Task) -> TrainingState:
+    """The state before the first epoch."""
+    model = VAE(
+        task.train.shape[1] - task.num_context,
+        num_context=task.num_context,
+        num_layers=config.num_layers,
+        latent_size=config.latent_size,
+        hidden_size=config.hidden_size,
+        key=jax.random.fold_in(jax.random.key(config.seed), 0),
+    )
+    return TrainingState(model, _optimiser(config).init(eqx.filter(model, eqx.is_array)), jnp.asarray(0))
+
+
+def _optimiser(config: Config) -> optax.GradientTransformation:
+    return optax.adam(config.learning_rate)
+
+
+def binarise(
+    key: PRNGKeyArray, images: UInt8[Array, "batch pixels"], levels: int
+) -> Float[Array, "batch pixels"]:
+    """Draw every pixel from a Bernoulli with its grey value as probability."""
+    uniform = jax.random.uniform(key, images.shape)
+    return (uniform * levels < images).astype(jnp.float32)
+
+
+class EpochMetrics(NamedTuple):
+    """Means over an epoch's steps.
+
+    Attributes:
+        bound: The training objective, in nats per image.
+        effective_sample_size: Of the K importance samples.
+        weight_kept: Share of the weight that the backward pass ran on.
+    """
+
+    bound: Float[Array, ""]
+    effective_sample_size: Float[Array, ""]
+    weight_kept: Float[Array, ""]
+
+
+def loss_and_diagnostics(model: VAE, config: Config, task: Task, images: Array, key: PRNGKeyArray):
+    """Minus the bound, in nats per image, of one batch of binary images."""
+    x, context = task.split(images)
+    bound, diagnostics = bound_with_diagnostics(
+        model.posterior(x, context),
+        model.prior(context),
+        model.likelihood(x),
+        key=key,
+        num_samples=config.num_samples,
+        objective=config.make_objective(),
+        posterior_estimator=config.posterior_estimator,
+        prior_estimator=config.prior_estimator,
+        num_gradient_samples=config.num_gradient_samples,
+    )
+    return -jnp.mean(bound), jax.tree.map(jnp.mean, diagnostics)
+
+
+def make_epoch(config: Config, task: Task):
+    """The compiled function that maps a state to the next one and the epoch's metrics."""
+    num_images = task.train.shape[0]
+    num_steps = num_images // config.batch_size
+    optimiser = _optimiser(config)
+    gradient = eqx.filter_value_and_grad(loss_and_diagnostics, has_aux=True)
+
+    def step(train, state, inputs):
+        batch, key = inputs
+        binary_key, bound_key = jax.random.split(key)
+        images = binarise(binary_key, train[batch], task.levels)
+        (loss, diagnostics), gradients = gradient(state.model, config, task, images, bound_key)
+        updates, optimiser_state = optimiser.update(gradients, state.optimiser)
+        model = eqx.apply_updates(state.model, updates)
+        return TrainingState(model, optimiser_state, state.epoch), EpochMetrics(
+            -loss, diagnostics.effective_sample_size, diagnostics.weight_kept
+        )
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def epoch(state, train):
+        key = jax.random.fold_in(jax.random.key(config.seed), state.epoch + 1)
+        order_key, steps_key = jax.random.split(key)
+        order = jax.random.permutation(order_key, num_images)[: num_steps * config.batch_size]
+        batches = order.reshape(num_steps, config.batch_size)
+        keys = jax.random.split(steps_key, num_steps)
+        state, metrics = jax.lax.scan(functools.partial(step, train), state, (batches, keys))
+        return state._replace(epoch=state.epoch + 1), jax.tree.map(jnp.mean, metrics)
+
+    return lambda state: epoch(state, task.train)

@@ -1,0 +1,403 @@
+"""The contract of `bound`: shapes, transformations, weights that are 0, streams, and errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import gdregs
+import models
+import reference
+from test_against_surrogate_losses import OBJECTIVES, bound_gradients
+
+KEY = jax.random.key(7)
+
+
+def normal_model(phi, theta, x):
+    """z ~ N(theta, 1), x | z ~ N(z, 1), q = N(phi, 0.8^2), for scalars or batches of them."""
+    q = dist.Normal(phi, 0.8 * jnp.ones_like(x))
+    p = dist.Normal(theta, jnp.ones_like(x))
+    return q, p, lambda z: dist.Normal(z, 1.0).log_prob(x)
+
+
+def normal_bound(phi, theta, x, **options):
+    return gdregs.bound(*normal_model(phi, theta, x), **{"key": KEY, "num_samples": 6, **options})
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
+@pytest.mark.parametrize("options", [{}, {"num_gradient_samples": 2}, {"chunk_size": 4}])
+def test_shapes(batch, options):
+    x = jnp.linspace(-1, 1, int(np.prod(batch))).reshape(batch)
+    value = normal_bound(jnp.zeros(batch), jnp.zeros(batch), x, **options)
+    assert value.shape == batch
+    assert value.dtype == jnp.float32
+
+
+def test_the_value_is_the_objective_of_the_log_weights(float64):
+    x = jnp.array([0.3, -1.0])
+    parts = normal_model(x / 2, jnp.zeros(2), x)
+    log_weights = gdregs.log_weights(*parts, key=KEY, num_samples=5)
+    z = parts[0].sample(KEY, (5,))
+    by_hand = parts[2](z) + parts[1].log_prob(z) - parts[0].log_prob(z)
+    np.testing.assert_allclose(log_weights, by_hand, rtol=1e-12)
+    for objective in OBJECTIVES.values():
+        value = gdregs.bound(*parts, key=KEY, num_samples=5, objective=objective)
+        with jax.numpy_rank_promotion("allow"):
+            np.testing.assert_allclose(value, objective(log_weights), rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_dtypes(float64, dtype):
+    x = jnp.array([0.3, -1.0], dtype)
+    gradient = jax.grad(lambda p: jnp.sum(normal_bound(p, p / 2, x, num_gradient_samples=3)))(x)
+    assert gradient.dtype == dtype
+    assert normal_bound(x, x, x).dtype == dtype
+
+
+@pytest.mark.parametrize("options", [{}, {"num_gradient_samples": 2}, {"chunk_size": 4}])
+def test_jit_vmap_and_grad_agree(float64, options):
+    x = jnp.array([0.3, -1.0, 2.0])
+    phi, theta = x / 2, 0.1 * x
+
+    def single(phi, theta, x, key):
+        return normal_bound(phi, theta, x, key=key, **options)
+
+    keys = jax.random.split(KEY, 3)
+    one_by_one = [jax.grad(single)(*row) for row in zip(phi, theta, x, keys, strict=True)]
+    together = jax.jit(jax.vmap(jax.grad(single)))(phi, theta, x, keys)
+    np.testing.assert_allclose(together, jnp.stack(one_by_one), rtol=1e-10)
+    # Forward mode sees the same estimator.
+    _, forward = jax.jvp(lambda p: single(p, theta[0], x[0], keys[0]), (phi[0],), (1.0,))
+    np.testing.assert_allclose(forward, one_by_one[0], rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_one_sample(float64, name):
+    """At K = 1 every objective is the ELBO, and dregs is stl."""
+    phi, theta, lam, x = reference.init(jax.random.key(1))
+    if name == "own":
+        pytest.skip("this user-defined objective is another function at K = 1")
+    arguments = (phi, theta, lam, x, KEY, 1)
+    value, gradients = bound_gradients(*arguments, name, ("dregs", "gdregs"))
+    expected_value, expected = bound_gradients(*arguments, "elbo", ("stl", "gdregs"))
+    np.testing.assert_allclose(value, expected_value, rtol=1e-12)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), gradients, expected)
+
+
+@pytest.mark.parametrize("num_gradient_samples", [None, 3])
+@pytest.mark.parametrize("chunk_size", [1, 4, 7, 12, 20])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_streaming_changes_nothing(float64, name, chunk_size, num_gradient_samples):
+    if num_gradient_samples and chunk_size in (1, 20):
+        pytest.skip("covered by the other chunk sizes")
+    phi, theta, lam, x = reference.init(jax.random.key(1))
+    arguments = (phi, theta, lam, x, KEY, 12, name, ("dregs", "gdregs"))
+    options = {"num_gradient_samples": num_gradient_samples}
+    value, gradients = bound_gradients(*arguments, **options)
+    streamed_value, streamed = bound_gradients(*arguments, chunk_size=chunk_size, **options)
+    np.testing.assert_allclose(streamed_value, value, rtol=1e-12)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), streamed, gradients)
+
+
+def test_streamed_log_weights_and_log_marginal(float64):
+    phi, theta, lam, x = reference.init(jax.random.key(1))
+    parts = models.posterior(phi, x), models.prior(theta), models.likelihood(lam, x)
+    whole = gdregs.log_weights(*parts, key=KEY, num_samples=23)
+    streamed = gdregs.log_weights(*parts, key=KEY, num_samples=23, chunk_size=5)
+    np.testing.assert_allclose(streamed, whole, rtol=1e-12)
+    marginal = gdregs.log_marginal(*parts, key=KEY, num_samples=23, chunk_size=5)
+    np.testing.assert_allclose(marginal, reference.iwae(whole), rtol=1e-12)
+    unstreamed = gdregs.log_marginal(*parts, key=KEY, num_samples=23, chunk_size=None)
+    np.testing.assert_allclose(unstreamed, marginal, rtol=1e-12)
+
+
+def test_log_marginal_has_the_gradient_zero_and_log_weights_the_naive_one(float64):
+    x = jnp.array(0.5)
+    options = {"key": KEY, "num_samples": 6}
+    gradient = jax.grad(lambda p: gdregs.log_marginal(*normal_model(p, 0.0, x), **options))(0.2)
+    assert gradient == 0
+    naive = jax.grad(lambda p: normal_bound(p, p, x, posterior_estimator="naive", prior_estimator="naive"))
+    by_hand = jax.grad(lambda p: reference.iwae(gdregs.log_weights(*normal_model(p, p, x), **options)))
+    np.testing.assert_allclose(naive(0.2), by_hand(0.2), rtol=1e-10)
+
+
+def test_diagnostics():
+    x = jnp.array([0.3, 4.0])
+    parts = normal_model(jnp.zeros(2), jnp.zeros(2), x)
+    log_weights = gdregs.log_weights(*parts, key=KEY, num_samples=40)
+    with jax.numpy_rank_promotion("allow"):
+        weights = jax.nn.softmax(log_weights, axis=0)
+    for chunk_size in (None, 16):
+        for kept, expected in ((None, 1.0), (5, None)):
+            _, diagnostics = gdregs.bound_with_diagnostics(
+                *parts, key=KEY, num_samples=40, num_gradient_samples=kept, chunk_size=chunk_size
+            )
+            size = 1 / jnp.sum(weights**2, axis=0)
+            np.testing.assert_allclose(diagnostics.effective_sample_size, size, rtol=1e-5)
+            if expected:
+                np.testing.assert_allclose(diagnostics.weight_kept, expected)
+            else:
+                largest = jnp.sum(jnp.sort(weights, axis=0)[-kept:], axis=0)
+                assert (diagnostics.weight_kept <= largest + 1e-6).all()
+                assert (diagnostics.weight_kept > 0.1).all()
+
+
+def test_parameters_shared_between_parts(float64):
+    """One parameter in all three parts has the sum of its gradients in each."""
+    x = jnp.array([0.3, -1.0])
+
+    def shared(p):
+        return jnp.sum(separate(p, p, p))
+
+    def separate(phi, theta, lam):
+        q = dist.Normal(phi, 0.8 * jnp.ones(2))
+        p = dist.Normal(theta, jnp.ones(2))
+        return jnp.sum(
+            gdregs.bound(
+                q, p, lambda z: dist.Normal(lam * z, 1.0).log_prob(x), key=KEY, num_samples=6
+            )
+        )
+
+    gradients = jax.grad(separate, argnums=(0, 1, 2))(0.4, 0.4, 0.4)
+    np.testing.assert_allclose(jax.grad(shared)(0.4), sum(gradients), rtol=1e-10)
+
+
+# Weights that are 0 or not a number.
+
+
+@pytest.mark.parametrize("bad", [-jnp.inf, jnp.nan])
+@pytest.mark.parametrize("options", [{}, {"num_gradient_samples": 2}, {"chunk_size": 4}])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_datapoint_without_weight(name, options, bad):
+    phi, theta, lam, x = reference.init(jax.random.key(1))
+
+    def value(phi, theta, lam, x, spoiled):
+        likelihood = models.likelihood(lam, x)
+        with_bad = (lambda z: likelihood(z).at[:, 1].set(bad)) if spoiled else likelihood
+        return gdregs.bound(
+            models.posterior(phi, x),
+            models.prior(theta),
+            with_bad,
+            key=KEY,
+            num_samples=6,
+            objective=OBJECTIVES[name],
+            **options,
+        )
+
+    bounds = value(phi, theta, lam, x, True)
+    assert bounds[1] == -jnp.inf
+    clean = value(phi, theta, lam, x, False)
+    np.testing.assert_allclose(bounds[jnp.array([0, 2])], clean[jnp.array([0, 2])], rtol=1e-5)
+
+    def others(phi, theta, lam, spoiled):
+        values = value(phi, theta, lam, x, spoiled)
+        # The spoiled datapoint takes part in the sum: its gradient must be 0 and not nan.
+        return jnp.sum(values) if spoiled else values[0] + values[2]
+
+    actual = jax.grad(others, argnums=(0, 1, 2))(phi, theta, lam, True)
+    expected = jax.grad(others, argnums=(0, 1, 2))(phi, theta, lam, False)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), actual, expected
+    )
+
+
+@pytest.mark.parametrize("posterior_estimator", gdregs.POSTERIOR_ESTIMATORS)
+@pytest.mark.parametrize("prior_estimator", gdregs.PRIOR_ESTIMATORS)
+def test_data_that_is_not_a_number_spoils_no_gradient_of_posterior_and_prior(
+    posterior_estimator, prior_estimator
+):
+    x = jnp.array([0.3, jnp.nan, -1.0])
+
+    def total(phi, theta):
+        return jnp.sum(
+            gdregs.bound(
+                dist.Normal(phi * jnp.ones(3), 0.8),
+                dist.Normal(theta * jnp.ones(3), 1.0),
+                lambda z: dist.Normal(z, 1.0).log_prob(x),
+                key=KEY,
+                num_samples=6,
+                posterior_estimator=posterior_estimator,
+                prior_estimator=prior_estimator,
+            )
+        )
+
+    gradients = jax.grad(total, argnums=(0, 1))(0.1, 0.2)
+    assert all(jnp.isfinite(g) for g in gradients)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_gradient_samples": 3}, {"chunk_size": 4}])
+def test_samples_outside_of_the_priors_support(float64, options):
+    """Half of the posterior's samples lie where the prior has no density: they have no weight."""
+    x = jnp.array([0.5, 1.0])
+
+    def total(phi, theta):
+        return jnp.sum(
+            gdregs.bound(
+                dist.Normal(phi * jnp.ones(2), 1.0),
+                dist.LogNormal(theta * jnp.ones(2), jnp.ones(2)),
+                lambda z: dist.Normal(z, 1.0).log_prob(x),
+                key=KEY,
+                num_samples=8,
+                **options,
+            )
+        )
+
+    value, gradients = jax.value_and_grad(total, argnums=(0, 1))(0.1, 0.2)
+    assert jnp.isfinite(value)
+    assert all(jnp.isfinite(g) and g != 0 for g in gradients)
+
+
+# Posteriors of other kinds.
+
+
+class OwnSampler:
+    """A posterior with the two methods and nothing else; reparameterized through its fields."""
+
+    def __init__(self, loc, scale, detach=False):
+        self.loc, self.scale, self.detach = loc, scale, detach
+
+    def sample(self, key, sample_shape):
+        noise = jax.random.normal(key, (*sample_shape, *jnp.shape(self.loc)), self.loc.dtype)
+        with jax.numpy_rank_promotion("allow"):
+            z = self.loc + self.scale * noise
+        return jax.lax.stop_gradient(z) if self.detach else z
+
+    def log_prob(self, z):
+        return dist.Normal(self.loc, self.scale).log_prob(z)
+
+
+jax.tree_util.register_pytree_node(
+    OwnSampler,
+    lambda q: ((q.loc, q.scale), q.detach),
+    lambda detach, leaves: OwnSampler(*leaves, detach),
+)
+
+
+@pytest.mark.parametrize("estimator", gdregs.POSTERIOR_ESTIMATORS)
+@pytest.mark.parametrize("chunk_size", [None, 4])
+def test_a_posterior_without_a_rule_uses_its_own_sampler(float64, estimator, chunk_size):
+    x = jnp.array([0.3, -1.0])
+
+    def total(phi, posterior):
+        _, p, likelihood = normal_model(phi, jnp.zeros(2), x)
+        return jnp.sum(
+            gdregs.bound(
+                posterior(phi, 0.8 * jnp.ones(2)), p, likelihood, key=KEY, num_samples=6,
+                posterior_estimator=estimator, num_gradient_samples=2, chunk_size=chunk_size,
+            )
+        )  # fmt: skip
+
+    actual = jax.grad(total)(x / 2, OwnSampler)
+    without_rule = estimator != "rws"
+    expected = jax.grad(
+        lambda phi: jnp.sum(
+            normal_bound(
+                phi, jnp.zeros(2), x, posterior_estimator=estimator,
+                num_gradient_samples=None if without_rule else 2,
+            )
+        )
+    )(x / 2)  # fmt: skip
+    np.testing.assert_allclose(actual, expected, rtol=1e-9)
+
+
+def test_a_discrete_posterior_works_with_rws_alone():
+    def total(logit, estimator, prior_estimator="naive"):
+        return gdregs.bound(
+            dist.Bernoulli(logits=logit),
+            dist.Bernoulli(probs=jnp.array(0.5)),
+            lambda z: dist.Normal(z * 1.0, 1.0).log_prob(0.7),
+            key=KEY,
+            num_samples=6,
+            posterior_estimator=estimator,
+            prior_estimator=prior_estimator,
+        )
+
+    assert jnp.isfinite(jax.grad(total)(0.3, "rws"))
+    with pytest.raises(TypeError, match=r"posterior: BernoulliLogits .*posterior_estimator='rws'"):
+        total(0.3, "dregs")
+
+
+# Errors.
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"posterior_estimator": "dreg"}, ValueError, "posterior_estimator must be one of 'naive', 'stl', 'dregs', 'rws', 'rws-dregs' .* got 'dreg'"),
+        ({"posterior_estimator": 3}, TypeError, "posterior_estimator must be one of .* got int"),
+        ({"prior_estimator": "dregs"}, ValueError, "prior_estimator must be one of 'naive', 'gdregs' .* got 'dregs'"),
+        ({"objective": "iwae"}, TypeError, "objective must be an instance of a gdregs.Objective.*'iwae'"),
+        ({"objective": gdregs.IWAE}, TypeError, r"such as gdregs.IWAE\(\)"),
+        ({"num_samples": 0}, ValueError, "num_samples must be at least 1; got 0"),
+        ({"num_samples": 2.5}, TypeError, "num_samples must be a whole number; got 2.5"),
+        ({"num_gradient_samples": 0}, ValueError, "num_gradient_samples must be at least 1; got 0"),
+        ({"chunk_size": -1}, ValueError, "chunk_size must be at least 1; got -1"),
+    ],
+)  # fmt: skip
+def test_wrong_options_are_named(options, error, message):
+    with pytest.raises(error, match=message):
+        normal_bound(jnp.zeros(2), jnp.zeros(2), jnp.zeros(2), **options)
+
+
+def test_parts_without_their_methods_are_named():
+    q, p, likelihood = normal_model(jnp.zeros(2), jnp.zeros(2), jnp.zeros(2))
+    options = {"key": KEY, "num_samples": 3}
+    with pytest.raises(TypeError, match=r"posterior must have the method\(s\) sample, log_prob"):
+        gdregs.bound(likelihood, p, likelihood, **options)
+    with pytest.raises(TypeError, match=r"prior must have the method\(s\) log_prob"):
+        gdregs.bound(q, likelihood, likelihood, **options)
+    with pytest.raises(TypeError, match="likelihood must be a function"):
+        gdregs.bound(q, p, 3.0, **options)
+
+
+@pytest.mark.parametrize("part", ["posterior", "prior", "likelihood"])
+def test_shapes_that_do_not_broadcast_are_listed(part):
+    x = jnp.zeros((4, 2))
+    right = dist.Normal(x, 1.0).to_event(1)
+    forgotten = dist.Normal(x, 1.0)
+    parts = {"posterior": right, "prior": right, "likelihood": lambda z: right.log_prob(z)}
+    parts[part] = (lambda z: forgotten.log_prob(z)) if part == "likelihood" else forgotten
+    name = f"{part}{'' if part == 'likelihood' else '.log_prob'}"
+    with pytest.raises(ValueError, match=rf"do not broadcast .*{name}\(z\) has shape \(3, 4, 2\)"):
+        gdregs.bound(**parts, key=KEY, num_samples=3)
+
+
+def test_a_prior_without_a_rule():
+    def run(prior_estimator):
+        return gdregs.bound(
+            dist.LogNormal(jnp.array(0.0), 1.0),
+            dist.Gamma(jnp.array(2.0), 1.0),
+            lambda z: dist.Normal(z, 1.0).log_prob(1.0),
+            key=KEY,
+            num_samples=3,
+            prior_estimator=prior_estimator,
+        )
+
+    with pytest.raises(TypeError, match="prior: Gamma has no re-expression rule.*prior_estimator='naive'"):
+        run("gdregs")
+    assert jnp.isfinite(run("naive"))
+
+
+def test_posteriors_that_cannot_be_reparameterized():
+    x = jnp.zeros(2)
+    _, p, likelihood = normal_model(x, x, x)
+    for posterior, name in (
+        (OwnSampler(x, 1 + x, detach=True), "OwnSampler"),
+        (gdregs.Hierarchy({"z": (dist.Poisson(1 + x), ())}), "Poisson"),
+    ):
+        for estimator in ("naive", "stl", "dregs", "rws-dregs"):
+            with pytest.raises(TypeError, match=f"posterior: {name} has no .*sampler is not"):
+                gdregs.bound(
+                    posterior, p if name == "OwnSampler" else posterior,
+                    likelihood if name == "OwnSampler" else lambda z: 0.0 * z["z"],
+                    key=KEY, num_samples=3, posterior_estimator=estimator, prior_estimator="naive",
+                )  # fmt: skip
+
+
+def test_latents_that_differ_are_named():
+    x = jnp.zeros(2)
+    q = gdregs.Hierarchy({"a": (dist.Normal(x, 1.0), ())})
+    p = gdregs.Hierarchy({"b": (dist.Normal(x, 1.0), ())})
+    with pytest.raises(ValueError, match=r"over the latents \['b'\] was given \['a'\]"):
+        gdregs.bound(q, p, lambda z: z["a"], key=KEY, num_samples=3)

@@ -1,0 +1,111 @@
+"""Directed acyclic graphs of latents: densities, samples, and what is wrong with a graph."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import gdregs
+import models
+import reference
+
+
+def normal(*parents):
+    return dist.Normal(sum(parents, start=jnp.array(0.0)), 1.0)
+
+
+def test_density_and_samples_follow_the_graph(float64):
+    phi, _, _, x = reference.init(jax.random.key(0))
+    posterior = models.posterior(phi, x)
+    z = posterior.sample(jax.random.key(1), (20_000,))
+    assert {name: value.shape for name, value in z.items()} == {
+        name: (20_000, 3, 2) for name in "abc"
+    }
+    expected = reference.density(phi, reference.POSTERIOR, z, x)
+    np.testing.assert_allclose(posterior.log_prob(z), expected, rtol=1e-12)
+    for name, parents in reference.POSTERIOR.items():
+        loc, scale = reference.loc_and_scale(phi[name], {p: z[p] for p in parents}, x)
+        with jax.numpy_rank_promotion("allow"):
+            noise = (z[name] - loc) / scale
+        np.testing.assert_allclose(jnp.mean(noise, 0), 0, atol=5 / 20_000**0.5)
+        np.testing.assert_allclose(jnp.var(noise, 0), 1, atol=5 * (2 / 20_000) ** 0.5)
+
+
+def test_nodes_may_come_in_any_order_and_as_distributions():
+    graph = {
+        "top": (dist.Normal(0.0, 1.0), ()),
+        "left": (normal, ("top",)),
+        "right": (normal, ("top",)),
+        "bottom": (normal, ("right", "top", "left")),
+    }
+    z = {name: jnp.full((3,), value) for name, value in zip(graph, (0.1, 0.2, 0.3, 0.4), strict=True)}
+    densities = [
+        gdregs.Hierarchy({name: graph[name] for name in order}).log_prob(z)
+        for order in (graph, reversed(graph), sorted(graph))
+    ]
+    np.testing.assert_allclose(densities[0], densities[1], rtol=1e-6)
+    np.testing.assert_allclose(densities[0], densities[2], rtol=1e-6)
+
+
+def test_hierarchies_pass_through_transformations():
+    phi, _, _, x = reference.init(jax.random.key(0))
+    posterior = models.posterior(phi, x)
+    leaves, structure = jax.tree.flatten(posterior)
+    again = jax.tree.unflatten(structure, leaves)
+    z = posterior.sample(jax.random.key(0), (2,))
+    np.testing.assert_allclose(
+        jax.jit(lambda p, z: p.log_prob(z))(posterior, z), again.log_prob(z), rtol=1e-5
+    )
+
+
+def test_cycles_are_named():
+    nodes = {
+        "a": (normal, ("c",)),
+        "b": (normal, ("a",)),
+        "c": (normal, ("b",)),
+        "d": (normal, ("a",)),
+        "e": (normal, ()),
+    }
+    with pytest.raises(ValueError, match=r"latents \['a', 'c', 'b'\] form a cycle"):
+        gdregs.Hierarchy(nodes)
+    with pytest.raises(ValueError, match=r"latents \['a'\] form a cycle"):
+        gdregs.Hierarchy({"a": (normal, ("a",))})
+
+
+def test_unknown_parents_are_named():
+    with pytest.raises(ValueError, match=r"Latent 'z1' has unknown parents \['z3'\].*\['z1', 'z2'\]"):
+        gdregs.Hierarchy({"z1": (normal, ("z3", "z2")), "z2": (normal, ())})
+
+
+@pytest.mark.parametrize("node", [normal, (normal,), (normal, "z2"), (3, ()), (normal, (), ())])
+def test_nodes_are_pairs(node):
+    with pytest.raises(TypeError, match=r"Latent 'z1' must be a pair \(conditional, parents\)"):
+        gdregs.Hierarchy({"z1": node})
+
+
+def test_a_child_must_be_a_function_of_its_parents():
+    with pytest.raises(TypeError, match="its conditional must be a function"):
+        gdregs.Hierarchy({"a": (normal, ()), "b": (dist.Normal(0.0, 1.0), ("a",))})
+
+
+def test_a_child_that_ignores_the_samples_of_its_parents_is_named():
+    graph = {"a": (normal, ()), "b": (lambda a: dist.Normal(0.0, 1.0), ("a",))}
+    with pytest.raises(ValueError, match="Latent 'b' was drawn with shape"):
+        gdregs.Hierarchy(graph).sample(jax.random.key(0), (4,))
+
+
+def test_other_latents_are_named():
+    hierarchy = gdregs.Hierarchy({"a": (normal, ()), "b": (normal, ("a",))})
+    for z in ({"a": jnp.zeros(3)}, jnp.zeros(3)):
+        for function in (hierarchy.log_prob, lambda z: gdregs.reexpress(hierarchy, z)):
+            with pytest.raises(ValueError, match=r"over the latents \['a', 'b'\] was given"):
+                function(z)
+
+
+def test_forgotten_event_axes_are_named():
+    hierarchy = gdregs.Hierarchy(
+        {"a": (lambda: dist.Normal(jnp.zeros(2), 1.0).to_event(1), ()), "b": (normal, ("a",))}
+    )
+    with pytest.raises(ValueError, match="different shapes"):
+        hierarchy.log_prob({"a": jnp.zeros((4, 2)), "b": jnp.zeros((4, 2))})

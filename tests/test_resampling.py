@@ -1,0 +1,109 @@
+"""Fearnhead-Clifford resampling: probabilities, exact counts, and unbiased weights."""
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from gdregs import resampling
+
+SCORES = {
+    "ordinary": [0.1, 0.5, 0.02, 0.3, 0.08],
+    "one dominates": [1.0, 1e-9, 1e-8, 1e-9, 3e-9],
+    "ties": [0.25, 0.25, 0.25, 0.25, 0.0],
+    "ties at the threshold": [0.3, 0.3, 0.2, 0.1, 0.1],
+    "zeros": [0.0, 0.7, 0.0, 0.0, 0.3],
+    "all zero": [0.0] * 5,
+    "all equal": [0.2] * 5,
+}
+
+
+@pytest.mark.parametrize("num_kept", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("scores", SCORES.values(), ids=SCORES.keys())
+def test_probabilities_solve_the_threshold_equation(float64, scores, num_kept):
+    scores = np.array(scores)
+    pi = np.array(resampling.inclusion_probabilities(jnp.array(scores), num_kept))
+    np.testing.assert_allclose(pi.sum(), num_kept, atol=1e-12)
+    assert ((pi >= 0) & (pi <= 1 + 1e-12)).all()
+    positive = scores > 0
+    if positive.sum() <= num_kept:
+        np.testing.assert_allclose(pi[positive], 1)
+    else:
+        assert (pi[~positive] == 0).all()
+        uncertain = positive & (pi < 1 - 1e-9)
+        slopes = pi[uncertain] / scores[uncertain]
+        if uncertain.any():  # pi = min(1, c s): one c, and every certain score reaches 1 under it
+            np.testing.assert_allclose(slopes, slopes[0], rtol=1e-9)
+            assert (slopes[0] * scores[pi > 1 - 1e-9] >= 1 - 1e-9).all()
+
+
+@hypothesis.settings(deadline=None, max_examples=40)
+@hypothesis.given(
+    st.lists(st.sampled_from([0.0, 1e-12, 0.01, 0.5, 0.5, 3.0, 1e6]), min_size=12, max_size=12),
+    st.integers(1, 12),
+    st.integers(0, 10_000),
+)
+def test_exactly_m_different_samples_are_kept(scores, num_kept, seed):
+    scores = jnp.array(scores)
+    pi = resampling.inclusion_probabilities(scores, num_kept)
+    np.testing.assert_allclose(jnp.sum(pi), num_kept, rtol=1e-5)
+    kept = resampling.resample(jax.random.key(seed), scores, num_kept)
+    assert len(set(kept.index.tolist())) == num_kept
+    np.testing.assert_array_equal(kept.probabilities, pi[kept.index])
+    assert (kept.probabilities > 0).all()
+
+
+@pytest.mark.parametrize("num_kept", [1, 2, 3])
+@pytest.mark.parametrize("scores", SCORES.values(), ids=SCORES.keys())
+def test_expected_weights_are_the_scores(scores, num_kept):
+    """Systematic sampling is a step function of one uniform: integrate over a fine grid of it."""
+    scores = jnp.array(scores)
+    threshold = resampling.find_threshold(
+        resampling.merge_scores(resampling.no_scores(num_kept, (), scores.dtype), scores), 5
+    )
+    grid = 20_000
+
+    def weights(offset):
+        sweep = resampling.start_sweep((), scores.dtype)
+        _, index, pi = resampling.sweep_block(sweep, threshold, scores, offset, num_kept)
+        return jnp.zeros(5).at[index].add(scores[index] / pi[index])
+
+    offsets = (jnp.arange(grid) + 0.5) / grid
+    expected = jnp.mean(jax.vmap(weights)(offsets), axis=0)
+    np.testing.assert_allclose(expected, scores, atol=2e-4, rtol=2e-4)
+
+
+def test_blocks_choose_what_one_block_chooses(float64):
+    scores = jax.random.dirichlet(jax.random.key(0), jnp.full(20, 0.3), (50,)).T
+    offset = jax.random.uniform(jax.random.key(1), (50,), scores.dtype)
+    num_kept = 6
+
+    def choose(size):
+        largest = resampling.no_scores(num_kept, (50,), scores.dtype)
+        blocks = [scores[i : i + size] for i in range(0, 20, size)]
+        for block in blocks:
+            largest = resampling.merge_scores(largest, block)
+        threshold = resampling.find_threshold(largest, 20)
+        sweep = resampling.start_sweep((50,), scores.dtype)
+        chosen = jnp.full((num_kept, 50), -1)
+        for number, block in enumerate(blocks):
+            sweep, positions, _ = resampling.sweep_block(sweep, threshold, block, offset, num_kept)
+            chosen = jnp.where(positions < block.shape[0], positions + number * size, chosen)
+        return chosen
+
+    np.testing.assert_array_equal(choose(20), choose(7))
+    np.testing.assert_array_equal(choose(20), choose(1))
+
+
+def test_resampling_frequencies_match_the_probabilities():
+    """20,000 draws; every frequency within 5 standard errors, and the kept number is exact."""
+    draws = 20_000
+    scores = jnp.array([0.05, 0.4, 0.1, 0.02, 0.2, 0.03, 0.15, 0.05])
+    pi = resampling.inclusion_probabilities(scores, 3)
+    keys = jax.random.split(jax.random.key(3), draws)
+    index = jax.vmap(lambda key: resampling.resample(key, scores, 3).index)(keys)
+    frequency = jnp.bincount(index.ravel(), length=8) / draws
+    error = jnp.sqrt(pi * (1 - pi) / draws)
+    assert (jnp.abs(frequency - pi) <= 5 * error + 1e-6).all()
