@@ -8,6 +8,8 @@ import pytest
 from numpyro.distributions import transforms
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Most tests compile much and compute little; those that compute much ask for `optimised`.
+jax.config.update("jax_disable_most_optimizations", True)
 
 
 def _allow_rank_promotion(cls, names):
@@ -33,3 +35,11 @@ for _module, _names in ((dist, ("sample", "log_prob")), (transforms, ("__call__"
 def float64():
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def optimised():
+    """Programs as users compile them."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)

@@ -120,12 +120,12 @@ def mixed_gdregs(alpha: Any) -> PriorEstimator:
     return PriorEstimator(mix=alpha)
 
 
-def find_posterior_estimator(name: str | PosteriorEstimator) -> PosteriorEstimator:
+def find_posterior_estimator(name: Any) -> PosteriorEstimator:
     """The row that `name` stands for; a row stands for itself."""
     return _find(name, "posterior_estimator", POSTERIOR_ESTIMATORS, PosteriorEstimator)
 
 
-def find_prior_estimator(name: str | PriorEstimator) -> PriorEstimator:
+def find_prior_estimator(name: Any) -> PriorEstimator:
     """The row that `name` stands for; a row stands for itself."""
     return _find(name, "prior_estimator", PRIOR_ESTIMATORS, PriorEstimator)
 

@@ -74,7 +74,9 @@ def _without_parameters(distribution: Any, z: PyTree, name: str) -> PyTree:
     if not hasattr(distribution, "log_prob"):
         return z
     zero = 0 * jnp.sum(refuse_captured(distribution.log_prob, name)(z))
-    return jax.tree.map(lambda leaf: with_path(leaf, leaf + zero.astype(leaf.dtype)), z)
+    continuous, discrete = eqx.partition(z, eqx.is_inexact_array)
+    path = jax.tree.map(lambda leaf: leaf + zero.astype(leaf.dtype), continuous)
+    return eqx.combine(with_path(continuous, path), discrete)
 
 
 def _known() -> list[str]:

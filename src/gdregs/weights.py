@@ -10,6 +10,7 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from gdregs.objectives import IWAE, Shape
+from gdregs.support import move_into_support
 from gdregs.windows import window
 
 Carry = TypeVar("Carry")
@@ -39,14 +40,19 @@ class Model(NamedTuple):
         key = self.key if self.chunk_size is None else window(self.key, start)
         return self.posterior.sample(key, (size,))
 
-    def log_weights(self, z: PyTree) -> Float[Array, "k *batch"]:
-        r"""$\log p(x|z) + \log p(z) - \log q(z)$, in nats."""
-        return self.likelihood(z) + self.prior.log_prob(z) - self.posterior.log_prob(z)
+    def weigh(self, z: PyTree) -> tuple[PyTree, Float[Array, "k *batch"]]:
+        r"""$\log p(x|z) + \log p(z) - \log q(z)$, in nats; -inf outside of the prior's support.
+
+        Samples that lie outside come back as some point inside.
+        """
+        z, inside = move_into_support(self.prior, z)
+        log_weights = self.likelihood(z) + self.prior.log_prob(z) - self.posterior.log_prob(z)
+        return z, log_weights if inside is None else jnp.where(inside, log_weights, -jnp.inf)
 
     def look(self, start: Start, size: int) -> Block:
         """Draw and weigh a block without gradient. A weight that is not a number is 0."""
         z = jax.lax.stop_gradient(self.draw(start, size))
-        log_weights = jax.lax.stop_gradient(self.log_weights(z))
+        z, log_weights = jax.lax.stop_gradient(self.weigh(z))
         return Block(z, jnp.where(jnp.isnan(log_weights), -jnp.inf, log_weights), start)
 
     def fold(self, step: Callable[[Carry, Start, int], Carry], carry: Carry) -> Carry:
@@ -173,13 +179,13 @@ def log_weights(
     """
     model, shape = read_model(posterior, prior, likelihood, key, num_samples, chunk_size)
     if model.chunk_size is None:
-        return model.log_weights(model.draw(0, num_samples))
+        return model.weigh(model.draw(0, shape.num_samples))[1]
 
     def write(collected, start, size):
-        values = model.log_weights(model.draw(start, size))
+        values = model.weigh(model.draw(start, size))[1]
         return jax.lax.dynamic_update_slice_in_dim(collected, values, start, axis=0)
 
-    return model.fold(write, jnp.zeros((num_samples, *shape.batch), shape.dtype))
+    return model.fold(write, jnp.zeros((shape.num_samples, *shape.batch), shape.dtype))
 
 
 def log_marginal(

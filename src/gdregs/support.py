@@ -1,0 +1,62 @@
+"""Keep samples where the prior has a density.
+
+A sample outside of the prior's support has weight 0. Its density would still be evaluated, and on
+the way back 0 times the derivative of a NaN is NaN, which spreads to every datapoint that shares a
+parameter. So such a sample is first moved to a point of the support.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jaxtyping import Array, PyTree
+from numpyro.distributions import constraints
+
+from gdregs.hierarchy import Hierarchy
+from gdregs.paths import align
+
+
+def move_into_support(distribution: Any, z: PyTree) -> tuple[PyTree, Array | None]:
+    """Replace what lies outside of the support of `distribution` by some point inside.
+
+    Args:
+        distribution: A numpyro distribution or a `Hierarchy`; the support of anything else is not
+            known, and taken to be everything.
+        z: Samples, leading axes `[K, *batch]`.
+
+    Returns:
+        The samples, and which of them lay inside, `[K, *batch]`; None where all values do (then
+        the samples are untouched and nothing has been computed).
+    """
+    if isinstance(distribution, Hierarchy):
+        return _move_latents(distribution, z)
+    support = _support(distribution)
+    if support is None:
+        return z, None
+    inside = jnp.asarray(support(z))
+    return jnp.where(align(inside, z), z, support.feasible_like(z)), inside
+
+
+def _move_latents(hierarchy: Hierarchy, z: PyTree) -> tuple[PyTree, Array | None]:
+    hierarchy._check_names(z)
+    moved, all_inside = {}, None
+    for name, parents in hierarchy.parents:
+        conditional = hierarchy._conditional(name, parents, moved)
+        moved[name], inside = move_into_support(conditional, z[name])
+        if inside is not None:
+            all_inside = inside if all_inside is None else all_inside & inside
+    return moved, all_inside
+
+
+def _support(distribution: Any) -> Any | None:
+    """The constraint that samples obey, or None if every real number does or none is known."""
+    if not isinstance(distribution, dist.Distribution):
+        return None
+    try:
+        support = distribution.support
+    except NotImplementedError:
+        return None
+    innermost = support
+    while hasattr(innermost, "base_constraint"):
+        innermost = innermost.base_constraint
+    return None if isinstance(innermost, type(constraints.real)) else support
