@@ -17,8 +17,23 @@ from gdregs.vae.networks import softplus
 stop = jax.lax.stop_gradient
 
 
-def make_model(num_layers, num_pixels=784, seed=0):
-    return VAE(num_pixels, num_layers=num_layers, key=jax.random.key(seed))
+def make_model(num_layers, num_pixels=784, seed=0, conditional=False):
+    """The papers' VAE; the conditional one models the bottom half given the top half."""
+    num_context = num_pixels // 2 if conditional else 0
+    return VAE(
+        num_pixels - num_context,
+        num_context=num_context,
+        num_layers=num_layers,
+        key=jax.random.key(seed),
+    )
+
+
+def split(model, images):
+    """The modelled pixels, and what is known of a datapoint by each network."""
+    num_context = images.shape[1] - model.decoder.last.shape[1]
+    if not num_context:
+        return images, ()
+    return images[:, num_context:], (images[:, :num_context],)
 
 
 def binary_images(batch_size, num_pixels=784, seed=0):
@@ -26,14 +41,15 @@ def binary_images(batch_size, num_pixels=784, seed=0):
     return jnp.asarray(rng.random((batch_size, num_pixels)) < 0.3, jnp.float32)
 
 
-def gdregs_step(model, x, key, num_samples, num_gradient_samples=None, **options):
+def gdregs_step(model, images, key, num_samples, num_gradient_samples=None, **options):
     """Bound and gradients as this library computes them."""
+    x, context = split(model, images)
 
     def loss(model):
         return -jnp.mean(
             gdregs.bound(
-                model.posterior(x),
-                model.prior(),
+                model.posterior(x, *context),
+                model.prior(*context),
                 model.likelihood(x),
                 key=key,
                 num_samples=num_samples,
@@ -65,10 +81,20 @@ def _log_bernoulli(model, z, x):
     return jnp.sum(x[None] * logits - softplus(logits), -1)
 
 
-def _log_prior(networks, z):
-    total = _log_standard(z[-1])
-    for network, child, parent in zip(networks, z[:-1], z[1:], strict=True):
-        total = total + _log_normal(child, *_gaussian(network, parent))
+def _on_samples(values):
+    """Put the sample axis in front of what is known per datapoint."""
+    return values if values.ndim == 3 else values[None]
+
+
+def _prior_parameters(network, layer, z, context):
+    """Location and scale of a layer's prior, given the layer above."""
+    return map(_on_samples, _gaussian(network, *context, *z[layer + 1 : layer + 2]))
+
+
+def _log_prior(networks, z, context):
+    total = 0.0 if context else _log_standard(z[-1])
+    for layer, network in enumerate(networks):
+        total = total + _log_normal(z[layer], *_prior_parameters(network, layer, z, context))
     return total
 
 
@@ -78,34 +104,39 @@ def _noise(model, key, num_samples, batch_size):
     return [jax.random.normal(k, shape) for k in keys]
 
 
-def _sample_and_density(networks, noise, x):
+def _posterior_parameters(network, layer, z, known):
+    return map(_on_samples, _gaussian(network, *known, *z[max(layer - 1, 0) : layer]))
+
+
+def _sample_and_density(networks, noise, known):
     """Reparameterized z and log q(z), every network evaluated once."""
     z, total = [], 0.0
     for layer, (network, epsilon) in enumerate(zip(networks, noise, strict=True)):
-        loc, scale = _gaussian(network, x, *z[layer - 1 : layer])
-        if loc.ndim == 2:
-            loc, scale = loc[None], scale[None]
+        loc, scale = _posterior_parameters(network, layer, z, known)
         z.append(loc + scale * epsilon)
         total = total + _log_normal(z[-1], loc, scale)
     return z, total
 
 
-def naive_step(model, x, key, num_samples):
+def naive_step(model, images, key, num_samples):
     """The naive IWAE gradient, written by hand."""
+    x, context = split(model, images)
     noise = _noise(model, key, num_samples, x.shape[0])
 
     def loss(model):
-        z, log_posterior = _sample_and_density(model.posterior_networks, noise, x)
-        log_weights = (
-            _log_bernoulli(model, z, x) + _log_prior(model.prior_networks, z) - log_posterior
-        )
+        known = (x, *context)
+        z, log_posterior = _sample_and_density(model.posterior_networks, noise, known)
+        log_prior = _log_prior(model.prior_networks, z, context)
+        log_weights = _log_bernoulli(model, z, x) + log_prior - log_posterior
         return -jnp.mean(jax.nn.logsumexp(log_weights, axis=0) - jnp.log(num_samples * 1.0))
 
     return eqx.filter_value_and_grad(loss)(model)
 
 
-def surrogates_step(model, x, key, num_samples):
+def surrogates_step(model, images, key, num_samples):
     """DReGs and GDReGs by three surrogate losses, as in App. E."""
+    x, context = split(model, images)
+    known = (x, *context)
     noise = _noise(model, key, num_samples, x.shape[0])
 
     def parts(model):
@@ -114,9 +145,7 @@ def surrogates_step(model, x, key, num_samples):
     def log_posterior_at(networks, z):
         total = 0.0
         for layer, (network, value) in enumerate(zip(networks, z, strict=True)):
-            loc, scale = _gaussian(network, x, *z[layer - 1 : layer])
-            if loc.ndim == 2:
-                loc, scale = loc[None], scale[None]
+            loc, scale = _posterior_parameters(network, layer, z, known)
             total = total + _log_normal(value, loc, scale)
         return total
 
@@ -125,23 +154,23 @@ def surrogates_step(model, x, key, num_samples):
 
     def log_weight(posterior, prior, decoder, z):
         likelihood = _log_bernoulli(with_parts(posterior, prior, decoder), z, x)
-        return likelihood, likelihood + _log_prior(prior, z) - log_posterior_at(posterior, z)
+        return likelihood, likelihood + _log_prior(prior, z, context) - log_posterior_at(posterior, z)
 
     def path(prior, z):
-        live = [z[-1]]
-        for network, value in zip(prior[::-1], z[:-1][::-1], strict=True):
-            loc, scale = _gaussian(network, live[0])
-            live.insert(0, loc + scale * stop((value - loc) / scale))
+        live = list(z)
+        for layer in reversed(range(len(prior))):
+            loc, scale = _prior_parameters(prior[layer], layer, live, context)
+            live[layer] = loc + scale * stop((z[layer] - loc) / scale)
         return live
 
     posterior, prior, decoder = parts(model)
-    z = stop(_sample_and_density(posterior, noise, x)[0])
+    z = stop(_sample_and_density(posterior, noise, known)[0])
     log_weights = stop(log_weight(posterior, prior, decoder, z)[1])
     weights = jax.nn.softmax(log_weights, axis=0)
     scale = -1 / x.shape[0]
 
     def posterior_loss(posterior_live):  # (E.2)
-        z_q, _ = _sample_and_density(posterior_live, noise, x)
+        z_q, _ = _sample_and_density(posterior_live, noise, known)
         return scale * jnp.sum(weights**2 * log_weight(posterior, prior, decoder, z_q)[1])
 
     def prior_loss(prior_live):  # (E.4)

@@ -240,11 +240,14 @@ class _Look:
         self.summary = objective.summarize(self._fold_log_weights, shape)
 
     def block(self, start, size) -> Block:
+        """A block of samples; if all are one block, it is looked at once."""
         return self.model.look(start, size) if self._whole is None else self._whole
 
     def fold(self, update, carry):
         """Pass every block to `update(carry, block)`."""
-        return self.model.fold(lambda carry, *span: update(carry, self.block(*span)), carry)
+        return self.model.fold(
+            lambda carry, *span: update(carry, self.block(*span)), carry, self.model.look_size
+        )
 
     def _fold_log_weights(self, update, carry):
         return self.fold(lambda carry, b: update(carry, b.log_weights, b.start), carry)
@@ -286,7 +289,7 @@ def _pull_all(look: _Look, estimators: Estimators) -> Float[Array, "*batch"]:
 
     if model.chunk_size is not None:
         step = jax.checkpoint(step, static_argnums=2, prevent_cse=False)
-    return model.fold(step, jnp.zeros(look.shape.batch, look.shape.dtype))
+    return model.fold(step, jnp.zeros(look.shape.batch, look.shape.dtype), model.chunk_size)
 
 
 def _choose(look: _Look, num_kept: int) -> tuple[Pulled, Float[Array, "*batch"]]:

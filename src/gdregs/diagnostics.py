@@ -128,10 +128,10 @@ def _accumulate(grad_fn, key, num_draws, chunk_size):
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         empty = _Welford(jnp.asarray(0), zeros, zeros)
 
-        def step(carry, index):
-            return _merge(carry, block(key, index * chunk_size, chunk_size)), None
+        def step(index, total):
+            return _merge(total, block(key, index * chunk_size, chunk_size))
 
-        total, _ = jax.lax.scan(step, empty, jnp.arange(num_full))
+        total = jax.lax.fori_loop(0, num_full, step, empty)
         if last:
             total = _merge(total, block(key, num_full * chunk_size, last))
         return total

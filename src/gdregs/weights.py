@@ -55,21 +55,32 @@ class Model(NamedTuple):
         z, log_weights = jax.lax.stop_gradient(self.weigh(z))
         return Block(z, jnp.where(jnp.isnan(log_weights), -jnp.inf, log_weights), start)
 
-    def fold(self, step: Callable[[Carry, Start, int], Carry], carry: Carry) -> Carry:
-        """Run `step(carry, start, size)` over all K samples in blocks of `chunk_size`."""
-        if self.chunk_size is None:
+    @property
+    def look_size(self) -> int | None:
+        """How many samples are looked at together.
+
+        Half a chunk: in a loop's body the compiler holds the layers of more networks at a time
+        than in straight-line code, and a stream should not need more memory than one chunk does.
+        """
+        return None if self.chunk_size is None else max(self.chunk_size // 2, 1)
+
+    def fold(
+        self, step: Callable[[Carry, Start, int], Carry], carry: Carry, block_size: int | None
+    ) -> Carry:
+        """Run `step(carry, start, size)` over all K samples in blocks; None is one block."""
+        if block_size is None:
             return step(carry, 0, self.num_samples)
-        num_full, last = divmod(self.num_samples, self.chunk_size)
+        num_full, last = divmod(self.num_samples, block_size)
 
         def run(carry, start, size):
             after = step(carry, start, size)
             return jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), after, carry)
 
         def scanned(carry, index):
-            return run(carry, index * self.chunk_size, self.chunk_size), None
+            return run(carry, index * block_size, block_size), None
 
         carry, _ = jax.lax.scan(scanned, carry, jnp.arange(num_full))
-        return run(carry, num_full * self.chunk_size, last) if last else carry
+        return run(carry, num_full * block_size, last) if last else carry
 
 
 def read_model(
@@ -185,7 +196,8 @@ def log_weights(
         values = model.weigh(model.draw(start, size))[1]
         return jax.lax.dynamic_update_slice_in_dim(collected, values, start, axis=0)
 
-    return model.fold(write, jnp.zeros((shape.num_samples, *shape.batch), shape.dtype))
+    empty = jnp.zeros((shape.num_samples, *shape.batch), shape.dtype)
+    return model.fold(write, empty, model.chunk_size)
 
 
 def log_marginal(
@@ -233,5 +245,6 @@ def log_marginal(
     def add(total, start, size):
         return jnp.logaddexp(total, logsumexp(model.look(start, size).log_weights, axis=0))
 
-    total = model.fold(add, jnp.full(shape.batch, -jnp.inf, shape.dtype))
+    nothing = jnp.full(shape.batch, -jnp.inf, shape.dtype)
+    total = model.fold(add, nothing, model.look_size)
     return IWAE().value((total, shape.num_samples))

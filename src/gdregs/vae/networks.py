@@ -20,7 +20,7 @@ class MLP(Module):
         key: For the initial weights: uniform Glorot, with the biases at 0.
     """
 
-    first: tuple[Float[Array, "in hidden"], ...]
+    first: tuple[Float[Array, "_ hidden"], ...]
     first_bias: Float[Array, " hidden"]
     second: Float[Array, "hidden hidden"]
     second_bias: Float[Array, " hidden"]
@@ -46,24 +46,25 @@ class MLP(Module):
         self.last = glorot(last, (hidden_size, output_size))
         self.last_bias = jnp.zeros(output_size)
 
-    def __call__(self, *inputs: Float[Array, "*shape in"]) -> Float[Array, "*shape out"]:
-        """The output, with the broadcast leading axes of the inputs."""
+    def __call__(self, *inputs: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Map inputs `[*batch, in]` or `[K, *batch, in]` each to an output with the most axes."""
         ndim = max(value.ndim for value in inputs)
-        hidden = _add_bias(None, self.first_bias, ndim)
-        # The inputs with the fewest axes first: their sum is broadcast once.
-        for value, weight in sorted(
-            zip(inputs, self.first, strict=True), key=lambda pair: pair[0].ndim
-        ):
-            product = value @ weight
-            hidden = hidden + product.reshape((1,) * (ndim - product.ndim) + product.shape)
+        hidden = _raise_rank(self.first_bias, ndim)
+        # Inputs with the fewest axes first: their sum is broadcast once. Those with equally many
+        # share one matrix product.
+        for rank in sorted({value.ndim for value in inputs}):
+            members = [i for i, value in enumerate(inputs) if value.ndim == rank]
+            joint = jnp.concatenate([inputs[i] for i in members], axis=-1)
+            weight = jnp.concatenate([self.first[i] for i in members])
+            hidden = hidden + _raise_rank(joint @ weight, ndim)
         hidden = jnp.tanh(hidden)
-        hidden = jnp.tanh(_add_bias(hidden @ self.second, self.second_bias, ndim))
-        return _add_bias(hidden @ self.last, self.last_bias, ndim)
+        hidden = jnp.tanh(hidden @ self.second + _raise_rank(self.second_bias, ndim))
+        return hidden @ self.last + _raise_rank(self.last_bias, ndim)
 
 
-def _add_bias(values, bias, ndim):
-    bias = bias.reshape((1,) * (ndim - 1) + bias.shape)
-    return bias if values is None else values + bias
+def _raise_rank(values: Array, ndim: int) -> Array:
+    """Put axes of length 1 in front, for explicit broadcasting."""
+    return values.reshape((1,) * (ndim - values.ndim) + values.shape)
 
 
 def softplus(values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -80,8 +81,9 @@ class GaussianConditional(Module):
     """
 
     network: MLP
-    context: tuple[Float[Array, "*batch in"], ...]
+    context: tuple[Float[Array, "..."], ...]
 
-    def __call__(self, *parents: Float[Array, "*shape latent"]) -> dist.Distribution:
+    def __call__(self, *parents: Float[Array, "..."]) -> dist.Distribution:
+        """The distribution given the parents, `[K, *batch, latent]` each."""
         loc, scale = jnp.split(self.network(*self.context, *parents), 2, axis=-1)
         return dist.Normal(loc, softplus(scale) + 1e-5).to_event(1)

@@ -57,9 +57,9 @@ def _draw_sheet(path: Path, images: np.ndarray, rows: int, title: str) -> None:
     """A grid of images `[count, height, width]` in [0, 1], black on white."""
     count, height, width = images.shape
     columns = -(-count // rows)
-    sheet = np.zeros((rows * (height + 1) - 1, columns * (width + 1) - 1))
+    sheet = np.zeros((rows * (height + 1) + 1, columns * (width + 1) + 1))
     for number, image in enumerate(images):
-        top, left = (number // columns) * (height + 1), (number % columns) * (width + 1)
+        top, left = (number // columns) * (height + 1) + 1, (number % columns) * (width + 1) + 1
         sheet[top : top + height, left : left + width] = image
     inches = 6.0
     figure = Figure(figsize=(inches, inches * sheet.shape[0] / sheet.shape[1] + 0.35))

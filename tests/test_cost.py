@@ -1,0 +1,103 @@
+"""What a training step costs, as the compiler counts it: no clock is involved."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+import steps
+
+import gdregs
+
+BATCH, SAMPLES = 64, 64
+
+
+def compiled(step, model, x, *options):
+    program = jax.jit(lambda model, x, key: step(model, x, key, *options))
+    return program.lower(model, x, jax.random.key(0)).compile()
+
+
+def flops(*arguments):
+    return compiled(*arguments).cost_analysis()["flops"]
+
+
+@pytest.mark.parametrize(("num_layers", "limit"), [(1, 1.01), (2, 1.15), (3, 1.20)])
+def test_flops_of_a_step(optimised, num_layers, limit):
+    """Against the best hand-written naive step: each network evaluated once, layers split."""
+    model, x = steps.make_model(num_layers), steps.binary_images(BATCH)
+    naive = flops(steps.naive_step, model, x, SAMPLES)
+    assert flops(steps.gdregs_step, model, x, SAMPLES) <= limit * naive
+    assert flops(steps.gdregs_step, model, x, SAMPLES, 8) <= 0.50 * naive
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+def test_flops_against_the_three_surrogate_losses(optimised, num_layers):
+    """On the conditional model: without a context, a single layer's prior has no parameters."""
+    model = steps.make_model(num_layers, conditional=True)
+    x = steps.binary_images(BATCH)
+    surrogates = flops(steps.surrogates_step, model, x, SAMPLES)
+    assert flops(steps.gdregs_step, model, x, SAMPLES) <= 0.75 * surrogates
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_the_hand_written_steps_compute_the_same(conditional):
+    """What is compared in cost must agree: value everywhere, gradients with the surrogates."""
+    model = steps.make_model(2, num_pixels=12, conditional=conditional)
+    x, key = steps.binary_images(3, num_pixels=12), jax.random.key(1)
+    value, gradient = steps.gdregs_step(model, x, key, 5)
+    for step in (steps.naive_step, steps.surrogates_step):
+        np.testing.assert_allclose(step(model, x, key, 5)[0], value, rtol=1e-5)
+    _, surrogates = steps.surrogates_step(model, x, key, 5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-4), gradient, surrogates
+    )
+    _, ours = steps.gdregs_step(
+        model, x, key, 5, posterior_estimator="naive", prior_estimator="naive"
+    )
+    _, naive = steps.naive_step(model, x, key, 5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-4), ours, naive)
+
+
+@pytest.mark.parametrize("num_gradient_samples", [None, 8])
+def test_streamed_memory_is_flat(optimised, num_gradient_samples):
+    """Temporary memory of a gradient step at K = 65,536 against K = chunk size."""
+    model, x = steps.make_model(2), steps.binary_images(BATCH)
+
+    def temporary(num_samples):
+        def step(model, x, key):
+            return steps.gdregs_step(model, x, key, num_samples, num_gradient_samples, chunk_size=64)
+
+        return compiled(step, model, x).memory_analysis().temp_size_in_bytes
+
+    assert temporary(65_536) <= 1.2 * temporary(64)
+
+
+@pytest.mark.parametrize(
+    "objective", [gdregs.ELBO(), gdregs.IWAE(), gdregs.VRIWAE(0.5), gdregs.JVI()], ids=str
+)
+def test_streamed_memory_is_flat_for_every_objective(optimised, objective):
+    """A model of a few numbers: nothing of size K can hide behind its networks."""
+    x = jnp.linspace(-1, 1, 8)
+
+    @eqx.filter_value_and_grad
+    def step(parameters, key, num_samples):
+        phi, theta = parameters
+        return jnp.sum(
+            gdregs.bound(
+                dist.Normal(phi, 0.8 * jnp.ones(8)),
+                dist.Normal(theta, jnp.ones(8)),
+                lambda z: dist.Normal(z, 1.0).log_prob(x),
+                key=key,
+                num_samples=num_samples,
+                objective=objective,
+                chunk_size=256,
+            )
+        )
+
+    def temporary(num_samples):
+        program = jax.jit(lambda parameters, key: step(parameters, key, num_samples))
+        analysis = program.lower((x, x), jax.random.key(0)).compile().memory_analysis()
+        return analysis.temp_size_in_bytes
+
+    assert temporary(65_536) <= 1.2 * temporary(256)
