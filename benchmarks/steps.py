@@ -154,7 +154,9 @@ def surrogates_step(model, images, key, num_samples):
 
     def log_weight(posterior, prior, decoder, z):
         likelihood = _log_bernoulli(with_parts(posterior, prior, decoder), z, x)
-        return likelihood, likelihood + _log_prior(prior, z, context) - log_posterior_at(posterior, z)
+        return likelihood, likelihood + _log_prior(prior, z, context) - log_posterior_at(
+            posterior, z
+        )
 
     def path(prior, z):
         live = list(z)

@@ -1,6 +1,7 @@
 """Small models for the tests, built from gdregs and from the parameters of `reference`."""
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
@@ -37,3 +38,33 @@ def prior(theta):
 
 def likelihood(lam, x):
     return lambda z: reference.likelihood(lam, z, x)
+
+
+def normal_model(phi, theta, x):
+    """z ~ N(theta, 1), x | z ~ N(z, 1), q = N(phi, 0.8^2), for scalars or batches of them."""
+    q = dist.Normal(phi, 0.8 * jnp.ones_like(x))
+    p = dist.Normal(theta, jnp.ones_like(x))
+    return q, p, lambda z: dist.Normal(z, 1.0).log_prob(x)
+
+
+class OwnSampler:
+    """A posterior with the two methods and nothing else; reparameterized through its fields."""
+
+    def __init__(self, loc, scale, detach=False):
+        self.loc, self.scale, self.detach = loc, scale, detach
+
+    def sample(self, key, sample_shape):
+        noise = jax.random.normal(key, (*sample_shape, *jnp.shape(self.loc)), self.loc.dtype)
+        with jax.numpy_rank_promotion("allow"):
+            z = self.loc + self.scale * noise
+        return jax.lax.stop_gradient(z) if self.detach else z
+
+    def log_prob(self, z):
+        return dist.Normal(self.loc, self.scale).log_prob(z)
+
+
+jax.tree_util.register_pytree_node(
+    OwnSampler,
+    lambda q: ((q.loc, q.scale), q.detach),
+    lambda detach, leaves: OwnSampler(*leaves, detach),
+)

@@ -98,8 +98,13 @@ def test_gradients_equal_the_surrogate_losses(float64, objective):
     # The pairs are different estimators, so that agreement says something about each.
     flat = [np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(g)]) for g in gradients]
     for (one, a), (other, b) in itertools.combinations(zip(PAIRS, flat, strict=True), 2):
-        same_on_purpose = objective == "elbo" and one[1] == other[1] and {one[0], other[0]} == {
-            "stl",
-            "dregs",
-        }
+        same_on_purpose = (
+            objective == "elbo"
+            and one[1] == other[1]
+            and {one[0], other[0]}
+            == {
+                "stl",
+                "dregs",
+            }
+        )
         assert same_on_purpose or np.abs(a - b).max() > 1e-3, (one, other)

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
-import steps
 
 import gdregs
+import steps
 
 BATCH, SAMPLES = 64, 64
 
@@ -66,7 +66,9 @@ def test_streamed_memory_is_flat(optimised, num_gradient_samples):
 
     def temporary(num_samples):
         def step(model, x, key):
-            return steps.gdregs_step(model, x, key, num_samples, num_gradient_samples, chunk_size=64)
+            return steps.gdregs_step(
+                model, x, key, num_samples, num_gradient_samples, chunk_size=64
+            )
 
         return compiled(step, model, x).memory_analysis().temp_size_in_bytes
 

@@ -19,9 +19,7 @@ def test_density_and_samples_follow_the_graph(float64):
     phi, _, _, x = reference.init(jax.random.key(0))
     posterior = models.posterior(phi, x)
     z = posterior.sample(jax.random.key(1), (20_000,))
-    assert {name: value.shape for name, value in z.items()} == {
-        name: (20_000, 3, 2) for name in "abc"
-    }
+    assert {name: value.shape for name, value in z.items()} == dict.fromkeys("abc", (20000, 3, 2))
     expected = reference.density(phi, reference.POSTERIOR, z, x)
     np.testing.assert_allclose(posterior.log_prob(z), expected, rtol=1e-12)
     for name, parents in reference.POSTERIOR.items():
@@ -39,7 +37,9 @@ def test_nodes_may_come_in_any_order_and_as_distributions():
         "right": (normal, ("top",)),
         "bottom": (normal, ("right", "top", "left")),
     }
-    z = {name: jnp.full((3,), value) for name, value in zip(graph, (0.1, 0.2, 0.3, 0.4), strict=True)}
+    z = {
+        name: jnp.full((3,), value) for name, value in zip(graph, (0.1, 0.2, 0.3, 0.4), strict=True)
+    }
     densities = [
         gdregs.Hierarchy({name: graph[name] for name in order}).log_prob(z)
         for order in (graph, reversed(graph), sorted(graph))
@@ -74,7 +74,9 @@ def test_cycles_are_named():
 
 
 def test_unknown_parents_are_named():
-    with pytest.raises(ValueError, match=r"Latent 'z1' has unknown parents \['z3'\].*\['z1', 'z2'\]"):
+    with pytest.raises(
+        ValueError, match=r"Latent 'z1' has unknown parents \['z3'\].*\['z1', 'z2'\]"
+    ):
         gdregs.Hierarchy({"z1": (normal, ("z3", "z2")), "z2": (normal, ())})
 
 

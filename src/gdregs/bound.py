@@ -10,7 +10,6 @@ has, as its gradient, any pair of the estimators in `gdregs.estimators`: (8), (1
 the posterior, (19) and (C.16) for the prior, and $v \nabla \log p_\lambda(x|z)$ for the likelihood.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -33,11 +32,11 @@ from gdregs.weights import Block, Model, _positive, read_model
 
 
 class Diagnostics(NamedTuple):
-    """How the weight is spread over the importance samples of each datapoint.
+    r"""How the weight is spread over the importance samples of each datapoint.
 
     Attributes:
-        effective_sample_size: $1 / \\sum_k \\tilde w_k^2$, between 1 and K, `[*batch]`.
-        weight_kept: The share of $\\sum_k |v_k|$ that belongs to the samples on which the backward
+        effective_sample_size: $1 / \sum_k \tilde w_k^2$, between 1 and K, `[*batch]`.
+        weight_kept: The share of $\sum_k |v_k|$ that belongs to the samples on which the backward
             pass runs, `[*batch]`.
     """
 
@@ -136,18 +135,18 @@ def bound(
         Bauer and Mnih, Generalized Doubly Reparameterized Gradient Estimators, 2021.
         Tucker et al., Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives, 2019.
     """
-    value, _ = bound_with_diagnostics(
+    value, _ = _evaluate(
         posterior,
         prior,
         likelihood,
-        key=key,
-        num_samples=num_samples,
-        objective=objective,
-        posterior_estimator=posterior_estimator,
-        prior_estimator=prior_estimator,
-        num_gradient_samples=num_gradient_samples,
-        chunk_size=chunk_size,
-        _diagnose=False,
+        key,
+        num_samples,
+        objective,
+        posterior_estimator,
+        prior_estimator,
+        num_gradient_samples,
+        chunk_size,
+        diagnose=False,
     )
     return value
 
@@ -164,8 +163,7 @@ def bound_with_diagnostics(
     prior_estimator: Any = "gdregs",
     num_gradient_samples: Any = None,
     chunk_size: Any = None,
-    _diagnose: bool = True,
-) -> tuple[Float[Array, "*batch"], Diagnostics | None]:
+) -> tuple[Float[Array, "*batch"], Diagnostics]:
     """`bound`, and how its weight is spread: what to watch during training.
 
     Takes the arguments of `gdregs.bound`, for `jax.value_and_grad(..., has_aux=True)`.
@@ -182,6 +180,38 @@ def bound_with_diagnostics(
         >>> float(diagnostics.effective_sample_size), float(diagnostics.weight_kept)
         (4.0, 1.0)
     """
+    value, diagnostics = _evaluate(
+        posterior,
+        prior,
+        likelihood,
+        key,
+        num_samples,
+        objective,
+        posterior_estimator,
+        prior_estimator,
+        num_gradient_samples,
+        chunk_size,
+        diagnose=True,
+    )
+    assert diagnostics is not None
+    return value, diagnostics
+
+
+def _evaluate(
+    posterior,
+    prior,
+    likelihood,
+    key,
+    num_samples,
+    objective,
+    posterior_estimator,
+    prior_estimator,
+    num_gradient_samples,
+    chunk_size,
+    *,
+    diagnose: bool,
+) -> tuple[Float[Array, "*batch"], Diagnostics | None]:
+    """Look, choose, pull."""
     posterior_row = find_posterior_estimator(posterior_estimator)
     prior_row = find_prior_estimator(prior_estimator)
     if not isinstance(objective, Objective):
@@ -203,7 +233,7 @@ def bound_with_diagnostics(
     else:
         pulled, kept = _choose(look, num_kept)
         surrogate = _pull(model, estimators, pulled)
-    diagnostics = Diagnostics(look.effective_sample_size(), kept) if _diagnose else None
+    diagnostics = Diagnostics(look.effective_sample_size(), kept) if diagnose else None
     return with_path(value, surrogate), diagnostics
 
 
@@ -258,7 +288,7 @@ class _Look:
         return jax.lax.stop_gradient(value)
 
     def coefficients(self, block: Block) -> tuple[Array, Array]:
-        """v and r of a block; 0 where a sample has no weight."""
+        """V and r of a block; 0 where a sample has no weight."""
         v, c = self.objective.coefficients(self.summary, block.log_weights, block.start)
         alive = (block.log_weights > -jnp.inf) & jnp.isfinite(v) & jnp.isfinite(c) & (v != 0)
         r = jnp.where(alive, c / jnp.where(alive, v, 1), 0)

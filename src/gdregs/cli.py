@@ -161,7 +161,7 @@ def compare(
     """
     from gdregs.vae.compare import PAPER_PAIRS, format_table, read_pair
     from gdregs.vae.compare import compare as run_comparison
-    from gdregs.vae.files import write_atomically, write_json
+    from gdregs.vae.files import write_json, write_text
     from gdregs.vae.pictures import draw_comparison
 
     chosen = pairs or PAPER_PAIRS
@@ -186,7 +186,7 @@ def compare(
     table = format_table(results)
     summary = {"config": config.to_dict(), "seeds": seeds, "draws": draws, "results": results}
     write_json(out / "comparison.json", summary)
-    write_atomically(out / "comparison.md", lambda f: f.write(f"{table}\n".encode()) and None)
+    write_text(out / "comparison.md", f"{table}\n")
     kind = "conditional" if config.conditional else "unconditional"
     title = f"{config.dataset}, {kind}, L={config.num_layers}, K={config.num_samples}"
     draw_comparison(out / "comparison.png", results, title)
@@ -223,17 +223,24 @@ def evaluate(
             (f"{name} bound, K={config.num_samples}", f"{float(result.bound):.2f}",
              f"{float(result.standard_error):.2f}")
         )  # fmt: skip
-        rows.append((f"{name} effective sample size", f"{float(result.effective_sample_size):.2f}", ""))
+        rows.append(
+            (f"{name} effective sample size", f"{float(result.effective_sample_size):.2f}", "")
+        )
         content[name] = {field: float(value) for field, value in result._asdict().items()}
     data = task.test[: images or None]
     with tqdm(total=data.shape[0], unit="image", dynamic_ncols=True) as bar:
         value, error = evaluate_log_marginal(
             state.model, config, task, data, num_samples, bar.update
         )
-    rows.append((f"test log p(x), K={num_samples}, {data.shape[0]} images", f"{value:.2f}", f"{error:.2f}"))
+    rows.append(
+        (f"test log p(x), K={num_samples}, {data.shape[0]} images", f"{value:.2f}", f"{error:.2f}")
+    )
     content["log_marginal"] = {
-        "num_samples": num_samples, "images": data.shape[0], "value": value, "standard_error": error,
-    }  # fmt: skip
+        "num_samples": num_samples,
+        "images": data.shape[0],
+        "value": value,
+        "standard_error": error,
+    }
     write_json(run / "evaluation.json", content)
     width = max(len(row[0]) for row in rows)
     for label, value, error in rows:

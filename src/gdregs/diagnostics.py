@@ -33,7 +33,7 @@ class GradientMoments(NamedTuple):
 
     @property
     def snr(self) -> PyTree[Float[Array, "..."]]:
-        r"""The signal-to-noise ratio of a draw, $|\mathrm{mean}| / \mathrm{standard\ deviation}$."""
+        """The signal-to-noise ratio of a draw: |mean| / standard deviation."""
         return jax.tree.map(
             lambda m, v: jnp.abs(m) / jnp.sqrt(jnp.maximum(v, jnp.finfo(v.dtype).tiny)),
             self.mean,
@@ -98,8 +98,8 @@ def gradient_moments(
         >>> moments = gdregs.gradient_moments(
         ...     lambda key: 3 + 2 * jax.random.normal(key), jax.random.key(0), 10_000
         ... )
-        >>> float(moments.mean.round(1)), float(moments.variance.round(0)), float(moments.snr.round(1))
-        (3.0, 4.0, 1.5)
+        >>> moments.mean.round(1), moments.variance.round(0), moments.snr.round(1)
+        (Array(3., dtype=float32), Array(4., dtype=float32), Array(1.5, dtype=float32))
 
     Reference:
         Rainforth et al., Tighter Variational Bounds are Not Necessarily Better, 2018.

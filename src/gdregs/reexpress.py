@@ -13,11 +13,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jaxtyping import Array, ArrayLike, Float, PyTree
+from jaxtyping import Array, Float, PyTree
 from numpyro.distributions import transforms
 
 from gdregs.paths import refuse_captured, with_path
-
 
 PathOf = Callable[[Any, Array], Array]
 
@@ -92,8 +91,8 @@ def _rule(*families: type) -> Callable[[PathOf], PathOf]:
             if not _broadcasts(shape, jnp.shape(z)):
                 raise ValueError(
                     f"A value of shape {jnp.shape(z)} is not a batch of samples of"
-                    f" {type(distribution).__name__} with batch shape {distribution.batch_shape} and"
-                    f" event shape {distribution.event_shape}: samples have shape"
+                    f" {type(distribution).__name__} with batch shape {distribution.batch_shape}"
+                    f" and event shape {distribution.event_shape}: samples have shape"
                     f" [..., *batch, *event]."
                 )
             return with_path(jax.lax.stop_gradient(z), path_of(distribution, z))
@@ -112,7 +111,7 @@ def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
         return False
 
 
-def _raise_rank(parameter: ArrayLike, ndim: int) -> Array:
+def _raise_rank(parameter: Any, ndim: int) -> Array:
     """Put axes of length 1 in front, for explicit broadcasting."""
     values = jnp.asarray(parameter)
     return jnp.reshape(values, (1,) * (ndim - values.ndim) + values.shape)

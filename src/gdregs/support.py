@@ -56,7 +56,7 @@ def _support(distribution: Any) -> Any | None:
         support = distribution.support
     except NotImplementedError:
         return None
-    innermost = support
+    innermost: Any = support
     while hasattr(innermost, "base_constraint"):
         innermost = innermost.base_constraint
     return None if isinstance(innermost, type(constraints.real)) else support

@@ -30,7 +30,7 @@ class Model(NamedTuple):
 
     posterior: Any
     prior: Any
-    likelihood: Callable[[PyTree], Array]
+    likelihood: Callable[[PyTree], Any]
     key: PRNGKeyArray
     num_samples: int
     chunk_size: Any
@@ -144,7 +144,7 @@ def _check_shapes(model: Model) -> Shape:
     if len(set(found.values())) > 1 or first is None or first[:1] != (size,):
         listed = ", ".join(f"{name} has shape {shape}" for name, shape in found.items())
         raise ValueError(
-            f"The log-densities do not broadcast to one array [K, *batch] with K = {size}: {listed}."
+            f"The log-densities do not broadcast to one array [K, *batch], K = {size}: {listed}."
             f" All three must be equal. Event axes are summed over by .to_event(...) or by a sum in"
             f" the likelihood."
         )

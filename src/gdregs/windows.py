@@ -9,6 +9,7 @@ other sampler returns draws that are as random and independent, but other ones.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.extend.random as jer
@@ -25,7 +26,7 @@ def window(key: PRNGKeyArray, start: int | Int[Array, ""]) -> PRNGKeyArray:
     """
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
-    counts_rows = jax.config.jax_threefry_partitionable
+    counts_rows = jax.config.jax_threefry_partitionable  # pyright: ignore[reportAttributeAccessIssue]
     if str(jax.random.key_impl(key)) != _THREEFRY or not counts_rows:
         return jax.random.fold_in(key, start)
     row = jnp.asarray(start, jnp.uint32)[None]
@@ -44,7 +45,7 @@ def _split(key: Array, shape) -> Array:
     return jnp.concatenate([children, start], axis=-1)
 
 
-def _fold_in(key: Array, data: Array) -> Array:
+def _fold_in(key: Array, data: Any) -> Array:
     return jnp.append(jer.threefry_prng_impl.fold_in(key[:2], data), key[2])
 
 

@@ -32,7 +32,7 @@ def read_pair(pair: str) -> tuple[str, str]:
     Raises:
         UserError: If it is not two known names.
     """
-    posterior, plus, prior = pair.partition("+")
+    posterior, _, prior = pair.partition("+")
     try:
         find_posterior_estimator(posterior)
         find_prior_estimator(prior)
@@ -110,7 +110,7 @@ def format_table(results: list[dict[str, Any]]) -> str:
     header = (
         "pair (φ + θ)", "train bound", "test bound", "var φ", "var θ", "SNR φ", "SNR θ", "ms/step",
     )  # fmt: skip
-    rows = [header]
+    rows: list[tuple[str, ...]] = [header]
     for result in results:
         bounds = []
         for name in ("train_bound", "test_bound"):

@@ -102,7 +102,8 @@ def load_dataset(name: str, data_dir: Path | None = None, cache: Path | None = N
 def _digits() -> Dataset:
     from sklearn.datasets import load_digits
 
-    images = np.asarray(load_digits().images, np.uint8)
+    pixels, _ = load_digits(return_X_y=True)
+    images = np.asarray(pixels, np.uint8).reshape(-1, 8, 8)
     images = images[np.random.default_rng(0).permutation(len(images))]
     return Dataset("digits", images[:1500], images[1500:], 16)
 

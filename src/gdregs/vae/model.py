@@ -12,6 +12,7 @@ from gdregs.hierarchy import Hierarchy
 from gdregs.vae.networks import MLP, GaussianConditional, softplus
 
 Image = Float[Array, "batch pixels"]
+Context = Float[Array, "batch given"]
 
 
 class VAE(eqx.Module):
@@ -74,7 +75,7 @@ class VAE(eqx.Module):
         """The names of the stochastic layers, bottom first: z1, ..., zL."""
         return tuple(f"z{layer + 1}" for layer in range(len(self.posterior_networks)))
 
-    def posterior(self, x: Image, context: Image | None = None) -> Hierarchy:
+    def posterior(self, x: Image, context: Context | None = None) -> Hierarchy:
         r"""$q(z|x,c)$, bottom-up."""
         known = (x,) if context is None else (x, context)
         names = self.latents
@@ -87,7 +88,7 @@ class VAE(eqx.Module):
             }
         )
 
-    def prior(self, context: Image | None = None) -> Hierarchy:
+    def prior(self, context: Context | None = None) -> Hierarchy:
         r"""$p(z|c)$, top-down."""
         known = () if context is None else (context,)
         names = self.latents

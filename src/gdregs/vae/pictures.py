@@ -95,7 +95,7 @@ def draw_samples(
     columns, completions = 12, 6
     image_key, *keys = jax.random.split(key, completions + 1)
     images = binarise(image_key, task.test[:columns], task.levels)
-    _, context = task.split(images)
+    context = images[:, : task.num_context]
     rows = [images, jnp.pad(context, ((0, 0), (0, images.shape[1] - context.shape[1])))]
     for completion_key in keys:
         completed = _sample_pixels(model, context, len(images), completion_key)

@@ -13,7 +13,7 @@ import gdregs
 from gdregs.vae.config import Config, differences, read_config
 from gdregs.vae.errors import UserError
 from gdregs.vae.evaluation import make_evaluation
-from gdregs.vae.files import write_atomically, write_json
+from gdregs.vae.files import write_atomically, write_json, write_text
 from gdregs.vae.training import Task, TrainingState, make_epoch, make_state
 
 CONFIG, METRICS, CHECKPOINT = "config.json", "metrics.jsonl", "checkpoint.eqx"
@@ -112,7 +112,7 @@ def train(
     first = int(state.epoch)
     rows = [row for row in read_metrics(folder) if row["epoch"] <= first]
     text = "".join(json.dumps(row) + "\n" for row in rows)
-    write_atomically(folder / METRICS, lambda file: file.write(text.encode()) and None)
+    write_text(folder / METRICS, text)
     if first >= config.epochs:
         return state
     run_epoch = make_epoch(config, task)

@@ -82,7 +82,9 @@ def make_state(config: Config, task: Task) -> TrainingState:
         hidden_size=config.hidden_size,
         key=jax.random.fold_in(jax.random.key(config.seed), 0),
     )
-    return TrainingState(model, _optimiser(config).init(eqx.filter(model, eqx.is_array)), jnp.asarray(0))
+    return TrainingState(
+        model, _optimiser(config).init(eqx.filter(model, eqx.is_array)), jnp.asarray(0)
+    )
 
 
 def _optimiser(config: Config) -> optax.GradientTransformation:

@@ -1,0 +1,138 @@
+"""The command line, as a user meets it: commands, files, and mistakes with exit code 2."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from gdregs.cli import main
+
+SMALL = [
+    "--num-samples", "4", "--gradient-samples", "2", "--latent-size", "3", "--hidden-size", "8",
+    "--train-images", "128",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def test_train_evaluate_sample(capsys, tmp_path):
+    assert run("train", *SMALL, "--epochs", 2) == 0
+    out = capsys.readouterr().out
+    folder = tmp_path / "runs" / "digits-L2-dregs-gdregs-seed0"
+    names = {"config.json", "metrics.jsonl", "checkpoint.eqx", "curve.png", "samples.png"}
+    assert {path.name for path in folder.iterdir()} == names
+    assert "effective sample size" in out
+    assert "% of the weight" in out
+    for name in ("curve.png", "samples.png"):
+        with Image.open(folder / name) as image:
+            assert min(image.size) > 300
+
+    # Again: nothing is left to do. With more epochs: it continues.
+    assert run("train", *SMALL, "--epochs", 2) == 0
+    assert "is complete after 2 epochs" in capsys.readouterr().out
+    assert run("train", *SMALL, "--epochs", 3) == 0
+    assert "Continuing" in capsys.readouterr().out
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 3
+
+    assert run("evaluate", folder, "--num-samples", 60, "--images", 70) == 0
+    out = capsys.readouterr().out
+    assert "test log p(x), K=60, 70 images" in out
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert evaluation["log_marginal"]["value"] > evaluation["test"]["bound"] - 3
+
+    assert run("sample", folder, "--count", 9, "--seed", 3) == 0
+    assert (folder / "samples-seed3.png").exists()
+
+
+def test_conditional_runs_complete_images(tmp_path):
+    assert run("train", *SMALL, "--epochs", 1, "--conditional", "--num-layers", 1) == 0
+    folder = tmp_path / "runs" / "digits-conditional-L1-dregs-gdregs-seed0"
+    assert (folder / "samples.png").exists()
+    assert run("sample", folder, "--out", tmp_path / "mine.png") == 0
+    assert (tmp_path / "mine.png").exists()
+
+
+def test_compare(capsys, tmp_path):
+    pairs = ("naive+naive", "dregs+gdregs")
+    options = [*SMALL, "--epochs", 2, "--seeds", 2, "--draws", 20, "--pairs", *pairs]
+    assert run("compare", *options, "--out", "c") == 0
+    table = capsys.readouterr().out
+    for pair in pairs:
+        assert pair in table
+    assert "±" in table
+    names = {"comparison.md", "comparison.json", "comparison.png"}
+    names |= {f"{pair}-seed{seed}" for pair in pairs for seed in (0, 1)}
+    assert {path.name for path in (tmp_path / "c").iterdir()} == names
+    results = json.loads((tmp_path / "c" / "comparison.json").read_text())["results"]
+    assert [row["pair"] for row in results] == list(pairs)
+    assert all(row["posterior_variance"] > 0 and row["prior_snr"] > 0 for row in results)
+    with Image.open(tmp_path / "c" / "comparison.png") as image:
+        assert min(image.size) > 500
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--dataset", "cifar"], "unknown dataset 'cifar'; choose one of digits"),
+        (["train", "--posterior-estimator", "dreg"], "must be one of 'naive'"),
+        (["train", "--dataset", "mnist", "--data-dir", "nowhere"], "nowhere is not a folder"),
+        (["train", "--dataset", "mnist", "--data-dir", "."], "has no train-images-idx3-ubyte.gz"),
+        (["train", "--batch-size", "5000"], "--batch-size 5000 is more than the 1500"),
+        (["train", "--num-samples", "0"], "--num-samples must be at least 1"),
+        (["evaluate", "nowhere"], "nowhere is not a run folder"),
+        (["sample", "nowhere"], "nowhere is not a run folder"),
+        (["compare", "--pairs", "dregs"], "pair 'dregs' is not POSTERIOR+PRIOR"),
+        (["compare", "--pairs", "dregs+dregs"], "prior_estimator must be one of"),
+        (["compare", "--seeds", "0"], "--seeds must be at least 1"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(capsys, tmp_path, arguments, message):
+    assert run(*arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("gdregs: ")
+    assert len(error.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["fly"], ["train", "--epochs", "many"], ["train", "--objective", "mse"], ["evaluate"]],
+)
+def test_unknown_words_exit_with_2(capsys, arguments):
+    with pytest.raises(SystemExit) as caught:
+        run(*arguments)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err
+
+
+def test_another_runs_folder_is_refused_and_untouched(capsys, tmp_path):
+    assert run("train", *SMALL, "--epochs", 1, "--out", "r") == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "r").iterdir()}
+    capsys.readouterr()
+    assert run("train", *SMALL, "--epochs", 1, "--out", "r", "--seed", 1) == 2
+    assert "r holds a run with --seed 0 (not 1); choose another --out" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "r").iterdir()} == before
+
+
+def test_ctrl_c_says_how_to_continue(capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gdregs.vae.run.save_state", interrupt)
+    assert run("train", *SMALL, "--epochs", 1) == 130
+    assert "interrupted; the same command continues from here" in capsys.readouterr().err
+
+
+def test_missing_extras_are_named(capsys, monkeypatch):
+    monkeypatch.setattr("gdregs.cli._EXTRAS", ("no_such_package",))
+    assert run("train") == 2
+    assert "pip install 'gdregs[cli]'" in capsys.readouterr().err

@@ -1,0 +1,95 @@
+"""The VAE of Eq. (20): its graph, its densities, and its networks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gdregs.vae import VAE
+from gdregs.vae.networks import MLP, softplus
+
+X = (jax.random.uniform(jax.random.key(0), (3, 6)) < 0.5).astype(jnp.float32)
+C = (jax.random.uniform(jax.random.key(1), (3, 4)) < 0.5).astype(jnp.float32)
+
+
+def by_hand(network, *inputs):
+    """The network on the concatenation of all inputs, the context repeated for every sample."""
+    with jax.numpy_rank_promotion("allow"):
+        leading = jnp.broadcast_shapes(*(value.shape[:-1] for value in inputs))
+        whole = [jnp.broadcast_to(value, (*leading, value.shape[-1])) for value in inputs]
+        hidden = jnp.concatenate(whole, -1) @ jnp.concatenate(network.first) + network.first_bias
+        hidden = jnp.tanh(jnp.tanh(hidden) @ network.second + network.second_bias)
+        return hidden @ network.last + network.last_bias
+
+
+def normal(z, parameters):
+    loc, raw = jnp.split(parameters, 2, axis=-1)
+    scale = jnp.log(1 + jnp.exp(raw)) + 1e-5
+    with jax.numpy_rank_promotion("allow"):
+        terms = -0.5 * ((z - loc) / scale) ** 2 - jnp.log(scale) - 0.5 * np.log(2 * np.pi)
+    return terms.sum(-1)
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+def test_densities_are_those_of_equation_20(num_layers, conditional):
+    model = VAE(
+        6,
+        num_context=4 if conditional else 0,
+        num_layers=num_layers,
+        latent_size=2,
+        hidden_size=5,
+        key=jax.random.key(2),
+    )
+    context = C if conditional else None
+    known = (C,) if conditional else ()
+    posterior, prior = model.posterior(X, context), model.prior(context)
+    z = posterior.sample(jax.random.key(3), (7,))
+    layers = [z[f"z{layer + 1}"] for layer in range(num_layers)]
+    assert all(layer.shape == (7, 3, 2) for layer in layers)
+
+    log_q = normal(layers[0], by_hand(model.posterior_networks[0], X, *known))
+    for layer in range(1, num_layers):
+        network = model.posterior_networks[layer]
+        log_q += normal(layers[layer], by_hand(network, X, *known, layers[layer - 1]))
+    np.testing.assert_allclose(posterior.log_prob(z), log_q, rtol=1e-4)
+
+    if conditional:
+        log_p = normal(layers[-1], by_hand(model.prior_networks[-1], C))
+    else:
+        log_p = normal(layers[-1], jnp.array([0.0, 0.0, *[np.log(np.expm1(1 - 1e-5))] * 2]))
+    for layer in range(num_layers - 1):
+        network = model.prior_networks[layer]
+        log_p += normal(layers[layer], by_hand(network, *known, layers[layer + 1]))
+    np.testing.assert_allclose(prior.log_prob(z), log_p, rtol=1e-4)
+    assert len(model.prior_networks) == num_layers - (not conditional)
+
+    probability = 1 / (1 + jnp.exp(-by_hand(model.decoder, *layers)))
+    with jax.numpy_rank_promotion("allow"):
+        log_x = jnp.log(jnp.where(X == 1, probability, 1 - probability)).sum(-1)
+    np.testing.assert_allclose(model.likelihood(X)(z), log_x, rtol=1e-4)
+
+
+def test_the_prior_samples_without_data():
+    model = VAE(6, num_layers=3, latent_size=2, hidden_size=5, key=jax.random.key(2))
+    z = model.prior().sample(jax.random.key(0), (4,))
+    assert model.logits(z).shape == (4, 6)
+    conditional = VAE(6, num_context=4, latent_size=2, hidden_size=5, key=jax.random.key(2))
+    z = conditional.prior(C).sample(jax.random.key(0))
+    assert conditional.logits(z).shape == (3, 6)
+
+
+def test_what_the_datapoint_contributes_is_multiplied_once_per_datapoint():
+    """Of a network of [B, big] and [K, B, small], the big product does not grow with K."""
+    network = MLP((10_000, 2), 4, 1, key=jax.random.key(0))
+
+    def flops(num_samples):
+        shapes = (jnp.zeros((2, 10_000)), jnp.zeros((num_samples, 2, 2)))
+        return jax.jit(network.__call__).lower(*shapes).compile().cost_analysis()["flops"]
+
+    assert flops(64) < 1.5 * flops(1)
+
+
+def test_softplus():
+    values = jnp.array([-100.0, -1.0, 0.0, 1.0, 100.0])
+    np.testing.assert_allclose(softplus(values), jax.nn.softplus(values), rtol=1e-6)
