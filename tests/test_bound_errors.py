@@ -14,7 +14,7 @@ KEY = jax.random.key(7)
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"posterior_estimator": "dreg"}, ValueError, "of 'naive', 'stl', 'dregs', 'rws', .* got 'dreg'"),
+        ({"posterior_estimator": "dreg"}, ValueError, "of 'naive', 'stl', 'dregs', .* got 'dreg'"),
         ({"posterior_estimator": 3}, TypeError, "posterior_estimator must be one of .* got int"),
         ({"prior_estimator": "dregs"}, ValueError, "one of 'naive', 'gdregs' .* got 'dregs'"),
         ({"objective": "iwae"}, TypeError, "objective must be an instance .*'iwae'"),
@@ -26,8 +26,8 @@ KEY = jax.random.key(7)
     ],
 )  # fmt: skip
 def test_wrong_options_are_named(options, error, message):
+    parts = models.normal_model(jnp.zeros(2), jnp.zeros(2), jnp.zeros(2))
     with pytest.raises(error, match=message):
-        parts = models.normal_model(jnp.zeros(2), jnp.zeros(2), jnp.zeros(2))
         gdregs.bound(*parts, **{"key": KEY, "num_samples": 6, **options})
 
 
@@ -52,6 +52,28 @@ def test_shapes_that_do_not_broadcast_are_listed(part):
     name = f"{part}{'' if part == 'likelihood' else '.log_prob'}"
     with pytest.raises(ValueError, match=rf"do not broadcast .*{name}\(z\) has shape \(3, 4, 2\)"):
         gdregs.bound(**parts, key=KEY, num_samples=3)
+
+
+def test_latents_without_the_batch_axes_are_listed():
+    """One latent for all datapoints has no place among importance samples of each."""
+    q = dist.Normal(jnp.zeros(5), 1.0)
+    with pytest.raises(ValueError, match=r"latents of shape \(3, 5\), .* axes \(3, 4\)"):
+        gdregs.bound(
+            _Broadcast(q), _Broadcast(q), lambda z: jnp.zeros((3, 4)), key=KEY, num_samples=3
+        )
+
+
+class _Broadcast:
+    """Adds a batch axis that its samples do not have."""
+
+    def __init__(self, base):
+        self.base = base
+
+    def sample(self, key, sample_shape):
+        return self.base.sample(key, sample_shape)
+
+    def log_prob(self, z):
+        return jnp.broadcast_to(jnp.sum(self.base.log_prob(z), -1)[:, None], (3, 4))
 
 
 def test_a_prior_without_a_rule():

@@ -284,11 +284,10 @@ class _Look:
 
     def value(self) -> Float[Array, "*batch"]:
         """F, with -inf for a datapoint without weight."""
-        value = self.objective.value(self.summary)
-        return jax.lax.stop_gradient(value)
+        return jax.lax.stop_gradient(self.objective.value(self.summary))
 
     def coefficients(self, block: Block) -> tuple[Array, Array]:
-        """V and r of a block; 0 where a sample has no weight."""
+        """The coefficients v and r of a block; 0 where a sample has no weight."""
         v, c = self.objective.coefficients(self.summary, block.log_weights, block.start)
         alive = (block.log_weights > -jnp.inf) & jnp.isfinite(v) & jnp.isfinite(c) & (v != 0)
         r = jnp.where(alive, c / jnp.where(alive, v, 1), 0)

@@ -148,6 +148,12 @@ def _check_shapes(model: Model) -> Shape:
             f" All three must be equal. Event axes are summed over by .to_event(...) or by a sum in"
             f" the likelihood."
         )
+    for leaf in jax.tree.leaves(z):
+        if leaf.shape[: len(first)] != first:
+            raise ValueError(
+                f"The posterior draws latents of shape {leaf.shape}, but the log-densities have the"
+                f" leading axes {first}: every latent must have the axes [K, *batch]."
+            )
     dtype = jnp.result_type(*(value.dtype for value in shapes.values()))
     return Shape(size, first[1:], dtype)
 
