@@ -11,23 +11,7 @@ import gdregs
 import models
 import reference
 
-OBJECTIVES = {
-    "elbo": gdregs.ELBO(),
-    "iwae": gdregs.IWAE(),
-    "vr-iwae 0.3": gdregs.VRIWAE(0.3),
-    "vr-iwae 2": gdregs.VRIWAE(2.0),
-    "jvi": gdregs.JVI(),
-}
-
-
-class Own(gdregs.Objective):
-    """An objective of a user's own: derivatives by autodiff."""
-
-    def __call__(self, log_weights):
-        return reference.OBJECTIVES["own"](log_weights)
-
-
-OBJECTIVES["own"] = Own()
+OBJECTIVES = models.OBJECTIVES
 POSTERIOR_ESTIMATORS = {
     **{name: name for name in gdregs.POSTERIOR_ESTIMATORS},
     "interpolated 0.3": gdregs.interpolated_dregs(0.3),

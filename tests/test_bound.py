@@ -9,7 +9,8 @@ import pytest
 import gdregs
 import models
 import reference
-from test_against_surrogate_losses import OBJECTIVES, bound_gradients
+from models import OBJECTIVES
+from test_against_surrogate_losses import bound_gradients
 
 KEY = jax.random.key(7)
 

@@ -1,5 +1,6 @@
 """The command line, as a user meets it: commands, files, and mistakes with exit code 2."""
 
+import gzip
 import json
 
 import pytest
@@ -112,6 +113,19 @@ def test_unknown_words_exit_with_2(capsys, arguments):
         run(*arguments)
     assert caught.value.code == 2
     assert capsys.readouterr().err
+
+
+def test_a_truncated_file_is_one_line_and_nothing_is_made(capsys, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    content = gzip.compress(bytes([0, 0, 8, 3, 0, 0, 0, 9, 0, 0, 0, 28, 0, 0, 0, 28]) + bytes(99))
+    for name in ("train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.gz"):
+        (data / name).write_bytes(content)
+    assert run("train", "--dataset", "mnist", "--data-dir", data) == 2
+    error = capsys.readouterr().err
+    assert "train-images-idx3-ubyte.gz is truncated or corrupt" in error
+    assert len(error.strip().splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_another_runs_folder_is_refused_and_untouched(capsys, tmp_path):

@@ -7,7 +7,7 @@ import numpyro.distributions as dist
 import pytest
 
 import gdregs
-from test_against_surrogate_losses import OBJECTIVES
+from models import OBJECTIVES
 
 NOISE = 0.7
 X = np.array([[0.3, -1.0], [2.0, 0.4], [-0.5, 0.1]])

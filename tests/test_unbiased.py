@@ -9,7 +9,7 @@ import pytest
 import gdregs
 import models
 import reference
-from test_against_surrogate_losses import OBJECTIVES
+from models import OBJECTIVES
 
 DRAWS = 100_000
 NUM_SAMPLES = 4

@@ -18,6 +18,7 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from gdregs import resampling
+from gdregs.checks import positive_integer
 from gdregs.estimators import (
     PosteriorEstimator,
     PriorEstimator,
@@ -28,7 +29,7 @@ from gdregs.objectives import IWAE, Objective, Shape
 from gdregs.paths import align, fork, gated_density, with_path
 from gdregs.reexpress import NoReexpressionError, reexpress
 from gdregs.reparameterized import is_reparameterized
-from gdregs.weights import Block, Model, _positive, read_model
+from gdregs.weights import Block, Model, read_model
 
 
 class Diagnostics(NamedTuple):
@@ -224,7 +225,7 @@ def _evaluate(
     estimators = Estimators(objective, posterior_row, prior_row, own_path)
     num_kept = shape.num_samples
     if num_gradient_samples is not None:
-        num_kept = min(_positive("num_gradient_samples", num_gradient_samples), num_kept)
+        num_kept = min(positive_integer("num_gradient_samples", num_gradient_samples), num_kept)
 
     look = _Look(model, shape, objective)
     value = look.value()

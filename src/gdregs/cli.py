@@ -215,36 +215,38 @@ def evaluate(
     if num_samples < 1 or images < 0:
         raise UserError("--num-samples must be at least 1 and --images not negative.")
     config, task, state = _load(run, data_dir)
-    rows: list[tuple[str, str, str]] = []
+    rows: list[tuple[str, float, float | None]] = []
     content: dict[str, Any] = {"epoch": int(state.epoch)}
-    for name, data in (("train", task.train), ("test", task.test)):
-        result = make_evaluation(config, task, data)(state.model)
-        rows.append(
-            (f"{name} bound, K={config.num_samples}", f"{float(result.bound):.2f}",
-             f"{float(result.standard_error):.2f}")
-        )  # fmt: skip
-        rows.append(
-            (f"{name} effective sample size", f"{float(result.effective_sample_size):.2f}", "")
-        )
-        content[name] = {field: float(value) for field, value in result._asdict().items()}
-    data = task.test[: images or None]
-    with tqdm(total=data.shape[0], unit="image", dynamic_ncols=True) as bar:
+    chosen = task.test[: images or None]
+    total = task.train.shape[0] + task.test.shape[0] + chosen.shape[0]
+    with tqdm(total=total, unit="image", dynamic_ncols=True) as bar:
+        for name, data in (("train", task.train), ("test", task.test)):
+            bar.set_description(f"{name} bound")
+            result = make_evaluation(config, task, data)(state.model)
+            values = {field: float(value) for field, value in result._asdict().items()}
+            rows.append(
+                (f"{name} bound, K={config.num_samples}", values["bound"], values["standard_error"])
+            )
+            rows.append((f"{name} effective sample size", values["effective_sample_size"], None))
+            content[name] = values
+            bar.update(data.shape[0])
+        bar.set_description("log p(x)")
         value, error = evaluate_log_marginal(
-            state.model, config, task, data, num_samples, bar.update
+            state.model, config, task, chosen, num_samples, bar.update
         )
-    rows.append(
-        (f"test log p(x), K={num_samples}, {data.shape[0]} images", f"{value:.2f}", f"{error:.2f}")
-    )
+    rows.append((f"test log p(x), K={num_samples}, {chosen.shape[0]} images", value, error))
     content["log_marginal"] = {
         "num_samples": num_samples,
-        "images": data.shape[0],
+        "images": chosen.shape[0],
         "value": value,
         "standard_error": error,
     }
     write_json(run / "evaluation.json", content)
     width = max(len(row[0]) for row in rows)
-    for label, value, error in rows:
-        print(f"{label.ljust(width)}  {value:>9}" + (f" ± {error}" if error else ""))
+    for label, value, spread in rows:
+        print(
+            f"{label.ljust(width)}  {value:9.2f}" + ("" if spread is None else f" ± {spread:.2f}")
+        )
     print(f"nats per image, ± standard error over images; {run}: evaluation.json")
 
 

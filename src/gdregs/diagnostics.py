@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree
 
-from gdregs.weights import _positive
+from gdregs.checks import positive_integer
 
 GradFn = Callable[[PRNGKeyArray], PyTree]
 
@@ -104,9 +104,9 @@ def gradient_moments(
     Reference:
         Rainforth et al., Tighter Variational Bounds are Not Necessarily Better, 2018.
     """
-    if _positive("num_draws", num_draws) < 2:
+    if positive_integer("num_draws", num_draws) < 2:
         raise ValueError("num_draws must be at least 2 for a variance; got 1.")
-    chunk_size = min(_positive("chunk_size", chunk_size), num_draws)
+    chunk_size = min(positive_integer("chunk_size", chunk_size), num_draws)
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
     total = _accumulate(grad_fn, key, num_draws, chunk_size)

@@ -227,29 +227,37 @@ class VRIWAE(_Summarized):
 
 
 class _Leading(NamedTuple):
-    """The largest log-weight, and the log of the sum of all other weights."""
+    """The largest log-weight, its position, and the log of the sum of all other weights.
+
+    It is told apart by its position: log-weights that are computed anew may differ in a last bit.
+    """
 
     top: Array
+    position: Array
     log_others: Array
 
     @property
     def log_total(self):
         return jnp.logaddexp(self.top, self.log_others)
 
-    def log_without(self, log_weights):
+    def is_at(self, log_weights, start):
+        """Where a block holds the leading sample."""
+        rows = jax.lax.broadcasted_iota(jnp.int32, log_weights.shape, 0)
+        return start + rows == self.position[None]
+
+    def log_without(self, log_weights, is_leading):
         """Log of the sum of all weights but each one in turn, without cancellation."""
         inner = jnp.minimum(log_weights - self.log_total[None], -math.log(2))
         without = self.log_total[None] + jnp.log1p(-jnp.exp(inner))
-        return jnp.where(log_weights == self.top[None], self.log_others[None], without)
+        return jnp.where(is_leading, self.log_others[None], without)
 
 
 class _Sums(NamedTuple):
-    """Sums over j of functions of W - w_j: over all j but the leading ones, which are counted."""
+    """Sums over all samples j but the leading one of functions of W - w_j."""
 
     log_without: Array
     inverse: Array
     squared_inverse: Array
-    num_leading: Array
 
 
 class JVI(_Summarized):
@@ -278,18 +286,22 @@ class JVI(_Summarized):
 
         def lead(leading, log_weights, start):
             entries = jnp.concatenate([leading.top[None], log_weights])
-            first = jnp.argmax(entries, axis=0)[None]
-            row = jax.lax.broadcasted_iota(first.dtype, entries.shape, 0)
-            others = jnp.where(row == first, -jnp.inf, entries)
-            log_others = jnp.logaddexp(leading.log_others, logsumexp(others, axis=0))
-            return _Leading(jnp.max(entries, axis=0), log_others)
+            first = jnp.argmax(entries, axis=0).astype(jnp.int32)
+            rows = jax.lax.broadcasted_iota(jnp.int32, entries.shape, 0)
+            others = jnp.where(rows == first[None], -jnp.inf, entries)
+            return _Leading(
+                jnp.max(entries, axis=0),
+                jnp.where(first == 0, leading.position, start + first - 1),
+                jnp.logaddexp(leading.log_others, logsumexp(others, axis=0)),
+            )
 
-        leading = fold(lead, _Leading(nothing, nothing))
+        nowhere = jnp.full(shape.batch, -1, jnp.int32)
+        leading = fold(lead, _Leading(nothing, nowhere, nothing))
 
         def add(sums, log_weights, start):
-            log_without = leading.log_without(log_weights)
+            is_leading = leading.is_at(log_weights, start)
+            log_without = leading.log_without(log_weights, is_leading)
             inverse = jnp.exp(leading.log_total[None] - log_without)
-            is_leading = log_weights == leading.top[None]
 
             def total(values):
                 return jnp.sum(jnp.where(is_leading, 0, values), axis=0)
@@ -298,11 +310,10 @@ class JVI(_Summarized):
                 sums.log_without + total(log_without),
                 sums.inverse + total(inverse),
                 sums.squared_inverse + total(inverse**2),
-                sums.num_leading + jnp.sum(is_leading.astype(shape.dtype), axis=0),
             )
 
         zero = jnp.zeros(shape.batch, shape.dtype)
-        return leading, fold(add, _Sums(zero, zero, zero, zero)), shape.num_samples
+        return leading, fold(add, _Sums(zero, zero, zero)), shape.num_samples
 
     def value(self, summary: Any) -> Float[Array, "*batch"]:
         leading, sums, num_samples = summary
@@ -310,7 +321,7 @@ class JVI(_Summarized):
         if num_samples == 1:
             return iwae
         weightless = leading.top == -jnp.inf
-        mean_without = (sums.log_without + sums.num_leading * leading.log_others) / num_samples
+        mean_without = (sums.log_without + leading.log_others) / num_samples
         log_size = jnp.log(jnp.asarray(num_samples - 1, iwae.dtype))
         jackknife = num_samples * iwae - (num_samples - 1) * (mean_without - log_size)
         return jnp.where(weightless, -jnp.inf, jackknife)
@@ -320,15 +331,14 @@ class JVI(_Summarized):
         weights = jnp.exp(log_weights - leading.log_total[None])
         if num_samples == 1:
             return weights, weights**2
-        inverse = jnp.exp(leading.log_total[None] - leading.log_without(log_weights))
+        is_leading = leading.is_at(log_weights, start)
+        log_without = leading.log_without(log_weights, is_leading)
+        inverse = jnp.exp(leading.log_total[None] - log_without)
         top_inverse = jnp.exp(leading.log_total - leading.log_others)
-        is_leading = log_weights == leading.top[None]
         share = (num_samples - 1) / num_samples
 
         def without_own(others, own, top):
-            rest_of_leading = jnp.where(sums.num_leading > 1, (sums.num_leading - 1) * top, 0)
-            if_leading = others + rest_of_leading
-            return jnp.where(is_leading, if_leading[None], (if_leading + top)[None] - own)
+            return jnp.where(is_leading, others[None], (others + top)[None] - own)
 
         ones = without_own(sums.inverse, inverse, top_inverse)
         twos = without_own(sums.squared_inverse, inverse**2, top_inverse**2)

@@ -66,8 +66,9 @@ def find_threshold(largest: Largest, num_samples: int) -> Threshold:
     num_certain = jnp.where(all_fit, num_positive, first_feasible)
     last_certain = jnp.maximum(num_certain - 1, 0)[None]
     smallest_certain = jnp.take_along_axis(scores, last_certain, axis=0)[0]
-    smallest_certain = jnp.where(num_certain > 0, smallest_certain, jnp.inf)
-    # Equal scores are certain together, whatever rounding has made of the test above.
+    # Scores that are equal up to rounding are certain together: a stream computes them anew.
+    tolerance = 1 - 16 * jnp.finfo(scores.dtype).eps
+    smallest_certain = jnp.where(num_certain > 0, tolerance * smallest_certain, jnp.inf)
     num_certain = jnp.sum(scores >= smallest_certain[None], axis=0)
     tail = jnp.take_along_axis(tails, num_certain[None], axis=0)[0]
     left = (num_kept - num_certain).astype(scores.dtype)

@@ -1,6 +1,5 @@
 """Log-weights of importance samples, all at once or in blocks."""
 
-import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
+from gdregs.checks import positive_integer
 from gdregs.objectives import IWAE, Shape
 from gdregs.support import move_into_support
 from gdregs.windows import window
@@ -107,22 +107,12 @@ def read_model(
             "likelihood must be a function z -> log p(x|z) of shape [K, *batch]; got"
             f" {type(likelihood).__name__}."
         )
-    num_samples = _positive("num_samples", num_samples)
+    num_samples = positive_integer("num_samples", num_samples)
     if chunk_size is not None:
-        chunk_size = _positive("chunk_size", chunk_size)
+        chunk_size = positive_integer("chunk_size", chunk_size)
         chunk_size = chunk_size if chunk_size < num_samples else None
     model = Model(posterior, prior, likelihood, key, num_samples, chunk_size)
     return model, _check_shapes(model)
-
-
-def _positive(name: str, value: Any) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be a whole number; got {value!r}.") from None
-    if number < 1:
-        raise ValueError(f"{name} must be at least 1; got {number}.")
-    return number
 
 
 def _check_shapes(model: Model) -> Shape:
