@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from gdregs.cli import main
+from test_datasets import REAL
 
 SMALL = [
     "--num-samples", "4", "--gradient-samples", "2", "--latent-size", "3", "--hidden-size", "8",
@@ -51,6 +52,21 @@ def test_train_evaluate_sample(capsys, tmp_path):
 
     assert run("sample", folder, "--count", 9, "--seed", 3) == 0
     assert (folder / "samples-seed3.png").exists()
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "fashion-mnist", "omniglot"])
+def test_real_files_train(capsys, tmp_path, dataset):
+    if not REAL.is_dir():
+        pytest.skip(f"needs the real data sets in {REAL} (or in $GDREGS_DATA)")
+    options = [*SMALL, "--dataset", dataset, "--data-dir", REAL, "--epochs", 1, "--out", "r"]
+    assert run("train", *options) == 0
+    assert "test bound" in capsys.readouterr().out
+    assert (tmp_path / "r" / "samples.png").exists()
+
+
+def test_version(capsys):
+    assert run("--version") == 0
+    assert capsys.readouterr().out.startswith("gdregs 0.")
 
 
 def test_conditional_runs_complete_images(tmp_path):

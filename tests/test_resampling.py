@@ -57,22 +57,23 @@ def test_exactly_m_different_samples_are_kept(scores, num_kept, seed):
 
 @pytest.mark.parametrize("num_kept", [1, 2, 3])
 @pytest.mark.parametrize("scores", SCORES.values(), ids=SCORES.keys())
-def test_expected_weights_are_the_scores(scores, num_kept):
-    """Systematic sampling is a step function of one uniform: integrate over a fine grid of it."""
+def test_expected_weights_are_the_scores(float64, scores, num_kept):
+    """The choice is a step function of one uniform number: sum over its steps, exactly."""
     scores = jnp.array(scores)
-    threshold = resampling.find_threshold(
-        resampling.merge_scores(resampling.no_scores(num_kept, (), scores.dtype), scores), 5
-    )
-    grid = 20_000
+    largest = resampling.merge_scores(resampling.no_scores(num_kept, (), scores.dtype), scores)
+    threshold = resampling.find_threshold(largest, 5)
+    pi = resampling.block_probabilities(threshold, scores)
 
     def weights(offset):
         sweep = resampling.start_sweep((), scores.dtype)
         _, index, pi = resampling.sweep_block(sweep, threshold, scores, offset, num_kept)
         return jnp.zeros(5).at[index].add(scores[index] / pi[index])
 
-    offsets = (jnp.arange(grid) + 0.5) / grid
-    expected = jnp.mean(jax.vmap(weights)(offsets), axis=0)
-    np.testing.assert_allclose(expected, scores, atol=2e-4, rtol=2e-4)
+    mass = np.cumsum(np.where(scores >= threshold.certain, 0, pi))
+    edges = np.unique(np.concatenate([[0.0, 1.0], mass % 1]))
+    steps = jax.vmap(weights)(jnp.array((edges[1:] + edges[:-1]) / 2))
+    expected = jnp.sum(jnp.array(np.diff(edges))[:, None] * steps, axis=0)
+    np.testing.assert_allclose(expected, scores, atol=1e-13, rtol=1e-7)
 
 
 def test_blocks_choose_what_one_block_chooses(float64):

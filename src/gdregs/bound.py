@@ -85,7 +85,8 @@ def bound(
     $\sum_k v_k \nabla_\lambda \log p_\lambda(x|z_k)$. Parameters that the parts share get the sum.
 
     A weight that is 0 or NaN contributes nothing. A datapoint without any weight has the bound
-    -inf and the gradient 0.
+    -inf and the gradient 0. (The derivative of the likelihood by parameters of its own must be
+    finite there: 0 times a NaN that it returns is beyond reach.)
 
     Args:
         posterior: q, a pytree whose array leaves are all its parameters, with

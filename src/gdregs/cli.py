@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
+import gdregs
 from gdregs.vae.config import Config, read_config
 from gdregs.vae.errors import UserError
 
@@ -28,13 +29,17 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    given = sys.argv[1:] if arguments is None else arguments
+    if given == ["--version"]:
+        print(f"gdregs {gdregs.__version__}")
+        return 0
     commands = {"train": train, "compare": compare, "evaluate": evaluate, "sample": sample}
     try:
         tyro.extras.subcommand_cli_from_dict(
             commands,
             prog="gdregs",
             description="Train variational autoencoders with low-variance gradient estimators.",
-            args=arguments,
+            args=given,
         )
     except UserError as error:
         print(f"gdregs: {error}", file=sys.stderr)

@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from gdregs.vae.files import write_atomically
 from gdregs.vae.model import VAE
@@ -31,16 +32,19 @@ def draw_curve(path: Path, rows: list[dict[str, Any]], title: str) -> None:
     for name, label in (("train_bound", "train"), ("test_bound", "test")):
         bounds.plot(epochs, [row[name] for row in rows], label=label, marker=marker, ms=3)
     _zoom_on_the_end(bounds, [row[name] for row in rows for name in ("train_bound", "test_bound")])
-    bounds.set(xlabel="epoch", ylabel="bound (nats per image)", title=title)
+    figure.suptitle(title)
+    bounds.set(xlabel="epoch", ylabel="bound (nats per image)")
     bounds.legend()
     sizes = [row["effective_sample_size"] for row in rows]
     weights.plot(epochs, sizes, color="C2", marker=marker, ms=3)
-    weights.set(xlabel="epoch", ylabel="effective sample size", ylim=(0, None))
+    weights.set(xlabel="epoch", ylabel="effective sample size", ylim=(0, 1.1 * max(*sizes, 1)))
     kept = weights.twinx()
     kept.plot(epochs, [100 * row["weight_kept"] for row in rows], color="C3", marker=marker, ms=3)
     kept.set(ylim=(0, 105))
     kept.set_ylabel("weight on the backward pass (%)", color="C3")
     weights.yaxis.label.set_color("C2")
+    for axes in (bounds, weights):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _save(figure, path)
 
 
@@ -94,7 +98,9 @@ def draw_samples(
         return
     columns, completions = 12, 6
     image_key, *keys = jax.random.split(key, completions + 1)
-    images = binarise(image_key, task.test[:columns], task.levels)
+    # Spread over the test set, which may be sorted.
+    chosen = jnp.linspace(0, task.test.shape[0] - 1, columns).astype(int)
+    images = binarise(image_key, task.test[chosen], task.levels)
     context = images[:, : task.num_context]
     rows = [images, jnp.pad(context, ((0, 0), (0, images.shape[1] - context.shape[1])))]
     for completion_key in keys:
@@ -121,6 +127,7 @@ def draw_comparison(path: Path, results: list[dict[str, Any]], title: str) -> No
             )
     _zoom_on_the_end(curve, [v for r in results for c in r["test_curves"] for v in c])
     curve.set(xlabel="epoch", ylabel="test bound (nats per image)")
+    curve.xaxis.set_major_locator(MaxNLocator(integer=True))
     curve.legend(fontsize=8)
     places = np.arange(len(names))
     for axes, quantity, label in (
