@@ -1,10 +1,13 @@
 """The same model trained with several pairs of estimators from the same seeds."""
 
 import dataclasses
+import functools
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
 
@@ -12,8 +15,9 @@ from gdregs.estimators import find_posterior_estimator, find_prior_estimator
 from gdregs.vae.config import Config
 from gdregs.vae.errors import UserError
 from gdregs.vae.evaluation import gradient_quality
+from gdregs.vae.model import VAE
 from gdregs.vae.run import open_run, read_metrics, train
-from gdregs.vae.training import Task
+from gdregs.vae.training import Task, binarise, loss_and_diagnostics
 
 PAPER_PAIRS = (
     "naive+naive",
@@ -65,6 +69,7 @@ def compare(
         One row for each pair: means over seeds, with standard errors where there are several.
     """
     results = []
+    models = []
     for pair in pairs:
         posterior, prior = read_pair(pair)
         runs = []
@@ -79,19 +84,38 @@ def compare(
             key = jax.random.key(seed)
             quality = gradient_quality(state.model, settings, task, key, num_draws=num_draws)
             runs.append((rows, quality))
-        results.append(_summarise(pair, runs, config, task))
+        results.append(_summarise(pair, runs))
+        models.append((settings, state.model))
+    for result, seconds in zip(results, time_steps(models, task), strict=True):
+        result["seconds_per_step"] = seconds
     return results
 
 
-def _summarise(pair: str, runs: list, config: Config, task: Task) -> dict[str, Any]:
-    num_steps = task.train.shape[0] // config.batch_size
-    # The first epoch of a process compiles; the median over epochs is free of it.
-    seconds = [row["seconds"] / num_steps for rows, _ in runs for row in rows]
+def time_steps(models: list[tuple[Config, VAE]], task: Task, num_rounds: int = 15) -> list[float]:
+    """The median time of one gradient step with each run's settings, in seconds.
+
+    The steps take turns, so that all of them see what else the machine is doing.
+    """
+    steps = []
+    for config, model in models:
+        images = binarise(jax.random.key(0), task.train[: config.batch_size], task.levels)
+        gradient = eqx.filter_value_and_grad(loss_and_diagnostics, has_aux=True)
+        step = eqx.filter_jit(functools.partial(gradient, config=config, task=task, images=images))
+        steps.append(functools.partial(step, model))
+    seconds: list[list[float]] = [[] for _ in steps]
+    for number in range(num_rounds + 1):
+        for times, step in zip(seconds, steps, strict=True):
+            begun = time.perf_counter()
+            jax.block_until_ready(step(key=jax.random.key(number)))
+            times.append(time.perf_counter() - begun)
+    return [float(np.median(times[1:])) for times in seconds]  # the first round compiles
+
+
+def _summarise(pair: str, runs: list) -> dict[str, Any]:
     result: dict[str, Any] = {
         "pair": pair,
         "epochs": [row["epoch"] for row in runs[0][0]],
         "test_curves": [[row["test_bound"] for row in rows] for rows, _ in runs],
-        "seconds_per_step": float(np.median(seconds)),
     }
     for name in ("train_bound", "test_bound"):
         finals = np.array([rows[-1][name] for rows, _ in runs])
