@@ -110,6 +110,25 @@ def test_posteriors_that_cannot_be_reparameterized():
                 )  # fmt: skip
 
 
+def test_a_uniform_posterior_may_only_be_naive():
+    """Its support moves with its parameters: the expected score is not 0."""
+
+    def run(phi, estimator, wrap):
+        q = dist.Uniform(phi - 1.0, phi + 1.0)
+        p = dist.Normal(jnp.zeros(2), 1.0)
+        return jnp.sum(
+            gdregs.bound(
+                wrap(q), wrap(p), lambda z: -(jax.tree.leaves(z)[0] ** 2), key=KEY, num_samples=3,
+                posterior_estimator=estimator,
+            )
+        )  # fmt: skip
+
+    for wrap in (lambda d: d, lambda d: gdregs.Hierarchy({"z": (d, ())})):
+        with pytest.raises(TypeError, match="support of a Uniform depends on its parameters"):
+            run(jnp.zeros(2), "dregs", wrap)
+        assert jnp.all(jnp.isfinite(jax.grad(run)(jnp.ones(2), "naive", wrap)))
+
+
 def test_latents_that_differ_are_named():
     x = jnp.zeros(2)
     q = gdregs.Hierarchy({"a": (dist.Normal(x, 1.0), ())})

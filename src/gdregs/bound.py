@@ -28,7 +28,7 @@ from gdregs.estimators import (
 from gdregs.objectives import IWAE, Objective, Shape
 from gdregs.paths import align, fork, gated_density, with_path
 from gdregs.reexpress import NoReexpressionError, reexpress
-from gdregs.reparameterized import is_reparameterized
+from gdregs.reparameterized import has_moving_support, is_reparameterized
 from gdregs.weights import Block, Model, read_model
 
 
@@ -256,6 +256,12 @@ def _check_paths(model: Model, posterior: PosteriorEstimator, prior: PriorEstima
             raise TypeError(
                 f"posterior: {error} Its sampler is not reparameterized either. Only"
                 f" posterior_estimator='rws' does without."
+            ) from None
+        is_stopped = not (isinstance(posterior.density, int) and posterior.density == 1)
+        if is_stopped and has_moving_support(model.posterior, model.key, model.num_samples):
+            raise TypeError(
+                "posterior: the support of a Uniform depends on its parameters, which makes every"
+                " estimator that stops its density biased. Use posterior_estimator='naive'."
             ) from None
         return True
     return False

@@ -18,6 +18,21 @@ def with_path(value: T, path: T) -> T:
 
     This is how a sample is re-expressed (Eqs. C.9-C.11): its value stays what it was and only
     the computation that it is differentiated through is another one.
+
+    Args:
+        value: What is returned; a pytree of arrays.
+        path: Arrays of the same structure and shapes, whose values do not matter.
+
+    Returns:
+        `value`.
+
+    Example:
+        >>> import gdregs, jax
+        >>> jax.value_and_grad(lambda x: gdregs.with_path(5.0, x**2))(3.0)
+        (Array(5., dtype=float32, weak_type=True), Array(6., dtype=float32, weak_type=True))
+
+    Reference:
+        Bauer and Mnih, Generalized Doubly Reparameterized Gradient Estimators, 2021, App. C.
     """
     del path
     return value

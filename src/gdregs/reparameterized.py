@@ -1,5 +1,6 @@
-"""Whether a sampler passes gradients to its parameters."""
+"""What a posterior's own sampler allows."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -17,24 +18,45 @@ def is_reparameterized(posterior: Any, key: PRNGKeyArray, num_samples: int) -> b
     numpyro distributions say so themselves. The sampler of anything else is traced: it counts as
     reparameterized if the derivative of each latent depends on a parameter's.
     """
-    if isinstance(posterior, dist.Distribution):
-        return bool(posterior.has_rsample)
-    if isinstance(posterior, Hierarchy):
-        return _is_hierarchy_reparameterized(posterior, key, num_samples)
-    return _has_derivative(posterior, key, num_samples)
+
+    def is_leaf_reparameterized(part):
+        if isinstance(part, dist.Distribution):
+            return bool(part.has_rsample)
+        return _has_derivative(part, key, num_samples)
+
+    return all(_ask(is_leaf_reparameterized, posterior, key, num_samples))
 
 
-def _is_hierarchy_reparameterized(posterior, key, num_samples):
-    verdicts = []
+def has_moving_support(posterior: Any, key: PRNGKeyArray, num_samples: int) -> bool:
+    """Whether the support of a latent depends on parameters, as far as that is known.
+
+    Then the expected score is not 0, and an estimator that stops the density is biased.
+    """
+
+    def is_uniform(part):
+        while hasattr(part, "base_dist"):
+            part = part.base_dist
+        return isinstance(part, dist.Uniform) and any(
+            map(eqx.is_inexact_array, jax.tree.leaves(part))
+        )
+
+    return any(_ask(is_uniform, posterior, key, num_samples))
+
+
+def _ask(
+    question: Callable[[Any], bool], posterior: Any, key: PRNGKeyArray, num_samples: int
+) -> list[bool]:
+    """The answers of the posterior, or of every conditional of a hierarchy, without computing."""
+    if not isinstance(posterior, Hierarchy):
+        return [question(posterior)]
+    answers = []
 
     def walk(z):
         for name, parents in posterior.parents:
-            conditional = posterior._conditional(name, parents, z)
-            verdicts.append(is_reparameterized(conditional, key, num_samples))
-        return 0
+            answers.append(question(posterior._conditional(name, parents, z)))
 
     jax.eval_shape(walk, jax.eval_shape(lambda: posterior.sample(key, (num_samples,))))
-    return all(verdicts)
+    return answers
 
 
 def _has_derivative(posterior, key, num_samples):
