@@ -28,8 +28,9 @@ def with_path(value: T, path: T) -> T:
 
     Example:
         >>> import gdregs, jax
-        >>> jax.value_and_grad(lambda x: gdregs.with_path(5.0, x**2))(3.0)
-        (Array(5., dtype=float32, weak_type=True), Array(6., dtype=float32, weak_type=True))
+        >>> five = jax.numpy.array(5.0)
+        >>> jax.value_and_grad(lambda x: gdregs.with_path(five, x**2))(3.0)
+        (Array(5., dtype=float32), Array(6., dtype=float32, weak_type=True))
 
     Reference:
         Bauer and Mnih, Generalized Doubly Reparameterized Gradient Estimators, 2021, App. C.
