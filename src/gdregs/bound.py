@@ -106,8 +106,8 @@ def bound(
         num_gradient_samples: M. The backward pass runs on M of the K samples, resampled by weight
             without bias. None, or K and more: on all. A posterior that has no re-expression rule
             runs it on all.
-        chunk_size: Hold at most this many samples in memory at a time; the value and gradient stay
-            the same, and the samples are drawn twice. None holds all.
+        chunk_size: Hold at most this many samples in memory at a time. Value and gradient stay the
+            same; samples are evaluated again where they are needed again. None holds all.
 
     Returns:
         `[*batch]`, in nats; larger is better.

@@ -30,7 +30,7 @@ def with_path(value: T, path: T) -> T:
         >>> import gdregs, jax
         >>> five = jax.numpy.array(5.0)
         >>> jax.value_and_grad(lambda x: gdregs.with_path(five, x**2))(3.0)
-        (Array(5., dtype=float32), Array(6., dtype=float32, weak_type=True))
+        (Array(5., dtype=float32, weak_type=True), Array(6., dtype=float32, weak_type=True))
 
     Reference:
         Bauer and Mnih, Generalized Doubly Reparameterized Gradient Estimators, 2021, App. C.
