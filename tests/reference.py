@@ -162,5 +162,5 @@ def prior_loss(theta, phi, lam, x, z, v, c, estimator):
     gdregs = jnp.sum(  # (E.4)
         v * likelihood(lam, z_p, x) - c * log_weight(phi, stop(theta), lam, z_p, x)
     )
-    alpha = {"naive": 0.0, "gdregs": 1.0, "mixed 0.3": 0.3}[estimator]
+    alpha = {"naive": 0.0, "gdregs": 1.0, "gdregs-mix": 0.5, "mixed 0.3": 0.3}[estimator]
     return (1 - alpha) * naive + alpha * gdregs

@@ -16,13 +16,19 @@ KEY = jax.random.key(7)
     [
         ({"posterior_estimator": "dreg"}, ValueError, "of 'naive', 'stl', 'dregs', .* got 'dreg'"),
         ({"posterior_estimator": 3}, TypeError, "posterior_estimator must be one of .* got int"),
-        ({"prior_estimator": "dregs"}, ValueError, "one of 'naive', 'gdregs' .* got 'dregs'"),
+        ({"prior_estimator": "dregs"}, ValueError, "one of 'naive', 'gdregs', .* got 'dregs'"),
         ({"objective": "iwae"}, TypeError, "objective must be an instance .*'iwae'"),
         ({"objective": gdregs.IWAE}, TypeError, r"such as gdregs.IWAE\(\)"),
         ({"num_samples": 0}, ValueError, "num_samples must be at least 1; got 0"),
         ({"num_samples": 2.5}, TypeError, "num_samples must be a whole number; got 2.5"),
         ({"num_gradient_samples": 0}, ValueError, "num_gradient_samples must be at least 1; got 0"),
         ({"chunk_size": -1}, ValueError, "chunk_size must be at least 1; got -1"),
+        ({"indirect_scores": "no"}, ValueError, "indirect_scores must be 'keep' or 'drop'; got"),
+        (
+            {"prior_estimator": gdregs.mixed_gdregs({"z": 0.5})},
+            TypeError,
+            "alpha for each stochastic layer needs a prior that is a gdregs.Hierarchy; got Normal",
+        ),
     ],
 )  # fmt: skip
 def test_wrong_options_are_named(options, error, message):

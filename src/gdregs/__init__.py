@@ -20,6 +20,7 @@ from gdregs.estimators import (
     mixed_gdregs,
 )
 from gdregs.hierarchy import Hierarchy
+from gdregs.mixing import LearnedMix, MixState
 from gdregs.objectives import ELBO, IWAE, JVI, VRIWAE, Objective
 from gdregs.paths import with_path
 from gdregs.reexpress import reexpress
@@ -37,6 +38,8 @@ __all__ = [
     "Diagnostics",
     "GradientMoments",
     "Hierarchy",
+    "LearnedMix",
+    "MixState",
     "Objective",
     "PosteriorEstimator",
     "PriorEstimator",

@@ -4,7 +4,11 @@ Write $v_k = \partial F/\partial \ell_k$ for the derivative of the objective by 
 $r_k = 1 - (\partial^2 F/\partial \ell_k^2)/v_k$. Every estimator here is then a row of numbers.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+import jax
+import numpy as np
 
 
 class PosteriorEstimator(NamedTuple):
@@ -36,31 +40,41 @@ class PriorEstimator(NamedTuple):
     r"""An estimator of the gradient by the prior's parameters $\theta$.
 
     It is the mix $(1 - \alpha)\,$naive$\,+ \alpha\,$GDReGs, unbiased for every $\alpha$ that does
-    not depend on the draw (App. H.2).
+    not depend on the draw (App. H.2). Each stochastic layer l may have its own $\alpha_l$: the
+    identity (13) holds for the parameters of each conditional by themselves.
 
     Attributes:
-        mix: $\alpha$. 0 is the naive estimator (B.11), 1 is GDReGs (19), (C.16).
+        mix: $\alpha$, or a mapping from the latents of a `gdregs.Hierarchy` to their $\alpha_l$.
+            0 is the naive estimator (B.11), 1 is GDReGs (19), (C.16).
     """
 
     mix: Any
 
     @property
     def density(self):
-        r"""Factor on the gradient of $\log p$ by its own parameters."""
+        r"""Factor on the gradient of $\log p$ by its own parameters: $1 - \alpha$."""
+        if isinstance(self.mix, Mapping):
+            return {name: 1 - alpha for name, alpha in self.mix.items()}
         return 1 - self.mix
+
+    @property
+    def path(self):
+        r"""Factor on the gradient of the path $T_p$ by its own parameters: $\alpha$."""
+        return self.mix
 
     @property
     def has_path(self) -> bool:
         """Whether any cotangent reaches the path $T_p$."""
-        return not _is_zero(self.mix)
+        mixes = self.mix.values() if isinstance(self.mix, Mapping) else (self.mix,)
+        return not all(map(_is_zero, mixes))
 
     def likelihood_share(self, r):
         r"""The share of $v \nabla_z \log p(x|z)$ that takes the path $T_p$, `[K, *batch]`."""
-        return self.mix * (1 - r)
+        return 1 - r
 
     def rest_share(self, r):
         r"""The share of $v \nabla_z (\log p(z) - \log q(z))$ that takes $T_p$, `[K, *batch]`."""
-        return -self.mix * r
+        return -r
 
 
 POSTERIOR_ESTIMATORS = {
@@ -75,6 +89,7 @@ POSTERIOR_ESTIMATORS = {
 PRIOR_ESTIMATORS = {
     "naive": PriorEstimator(mix=0),
     "gdregs": PriorEstimator(mix=1),
+    "gdregs-mix": PriorEstimator(mix=0.5),
 }
 
 
@@ -101,13 +116,19 @@ def interpolated_dregs(alpha: Any) -> PosteriorEstimator:
 def mixed_gdregs(alpha: Any) -> PriorEstimator:
     r"""The mix $(1-\alpha)\,$naive$\,+\alpha\,$GDReGs, as a prior estimator (App. H.2).
 
-    It costs one pass, as either of the two does.
+    It costs one pass, as either of the two does. `gdregs-mix` is `mixed_gdregs(0.5)`;
+    `gdregs.LearnedMix` finds the $\alpha_l$ of least variance during training.
 
     Args:
-        alpha: Any number that does not depend on the draw.
+        alpha: Any number that does not depend on the draw, or, for a prior that is a
+            `gdregs.Hierarchy`, a mapping from all its latents to such numbers:
+            `{"z1": 0.2, "z2": 0.9}`.
 
     Returns:
         A value for the argument `prior_estimator` of `gdregs.bound`.
+
+    Raises:
+        TypeError: If alpha is neither a number nor a mapping to numbers.
 
     Example:
         >>> import gdregs
@@ -117,6 +138,13 @@ def mixed_gdregs(alpha: Any) -> PriorEstimator:
     Reference:
         Bauer and Mnih, Generalized Doubly Reparameterized Gradient Estimators, 2021, App. H.2.
     """
+    for value in alpha.values() if isinstance(alpha, Mapping) else (alpha,):
+        is_number = isinstance(value, (int, float, np.ndarray, np.generic, jax.Array))
+        if not is_number or isinstance(value, bool) or np.ndim(value) != 0:
+            raise TypeError(
+                "alpha must be a number, or a mapping from the latents of the prior to numbers;"
+                f" got {alpha!r}."
+            )
     return PriorEstimator(mix=alpha)
 
 

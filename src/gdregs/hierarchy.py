@@ -84,18 +84,20 @@ class Hierarchy(eqx.Module):
                 )
         return z
 
-    def log_prob(self, z: Any) -> Float[Array, "*shape"]:
+    def log_prob(self, z: Any, parent_values: Any = None) -> Float[Array, "*shape"]:
         r"""The joint log-density $\sum_l \log p(z_l \mid \mathrm{pa}(l))$, in nats.
 
         Args:
             z: A dict of arrays `[K, *batch, *event]`, with exactly the latents of the graph.
+            parent_values: What the conditionals see of their parents; z itself unless given.
 
         Returns:
             `[K, *batch]`.
         """
         self._check_names(z)
+        given = z if parent_values is None else parent_values
         terms = {
-            name: self._conditional(name, parents, z).log_prob(z[name])
+            name: self._conditional(name, parents, given).log_prob(z[name])
             for name, parents in self.parents
         }
         shapes = {name: jnp.shape(term) for name, term in terms.items()}
@@ -174,3 +176,15 @@ def _(distribution: Hierarchy, z: Any) -> dict[str, Array]:
     for name, parents in distribution.parents:
         path[name] = reexpress(distribution._conditional(name, parents, path), z[name])
     return path
+
+
+def log_density_without_indirect(part: Any, z: Any) -> Array:
+    r"""The log-density of `part` at z, whose gradient lacks the indirect score functions.
+
+    In a `Hierarchy` no gradient passes from $\log p(z_l \mid \mathrm{pa}(l))$ to the parents by way
+    of the distribution's parameters (the underlined term of Eq. (11)). That is biased; Sec. 3
+    names it as an option, and it is here to be studied. Elsewhere there are none to drop.
+    """
+    if isinstance(part, Hierarchy):
+        return part.log_prob(z, parent_values=jax.lax.stop_gradient(z))
+    return part.log_prob(z)

@@ -1,6 +1,6 @@
 """Values that carry another value's derivative: the three tools that every estimator is made of."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
@@ -82,8 +82,15 @@ def fork(
 def gate(parameters: PyTree, strength: Any) -> PyTree:
     """Return `parameters` unchanged with their gradient multiplied by `strength`.
 
-    1 leaves them live, 0 stops them, -1 flips the sign of their gradient.
+    1 leaves them live, 0 stops them, -1 flips the sign of their gradient. The parameters of a
+    `gdregs.Hierarchy` can have a strength for each latent, in a mapping.
     """
+    if isinstance(strength, Mapping):
+        conditionals = {
+            name: gate(conditional, strength[name])
+            for name, conditional in parameters.conditionals.items()
+        }
+        return eqx.tree_at(lambda hierarchy: hierarchy.conditionals, parameters, conditionals)
     if isinstance(strength, (int, float)):
         if strength == 1:
             return parameters
@@ -125,7 +132,23 @@ def refuse_captured(function: Callable[..., Array], part: str) -> Callable[..., 
     return guarded
 
 
-def gated_density(part: Any, strength: Any, name: str) -> Callable[[PyTree], Array]:
+def gated(part: Any, strength: Any) -> Any:
+    """`part`, a pytree of parameters and anything else, with its parameters behind a `gate`."""
+    parameters, rest = eqx.partition(part, eqx.is_inexact_array)
+    return eqx.combine(gate(parameters, strength), rest)
+
+
+def log_density(part: Any, z: PyTree) -> Array:
+    """The log-density of `part` at z, in nats."""
+    return part.log_prob(z)
+
+
+def gated_density(
+    part: Any,
+    strength: Any,
+    name: str,
+    log_prob: Callable[[Any, PyTree], Array] = log_density,
+) -> Callable[[PyTree], Array]:
     r"""The log-density of `part`, with the gradient of its own parameters scaled by `strength`.
 
     The pytree *leaves* are gated and never the distribution's parameters, so that
@@ -135,6 +158,7 @@ def gated_density(part: Any, strength: Any, name: str) -> Callable[[PyTree], Arr
         part: The posterior or the prior: a pytree with a method `log_prob(z)`.
         strength: 1 (live), 0 (stopped), or any factor.
         name: What to call the part in an error message.
+        log_prob: Evaluates the log-density of a part at z.
 
     Returns:
         `z -> log_prob`, `[K, *batch]`, in nats.
@@ -144,12 +168,12 @@ def gated_density(part: Any, strength: Any, name: str) -> Callable[[PyTree], Arr
             while `strength` is not 1.
     """
     if isinstance(strength, (int, float)) and strength == 1:
-        return part.log_prob
+        return lambda z: log_prob(part, z)
     parameters, rest = eqx.partition(part, eqx.is_inexact_array)
     parameters = gate(parameters, strength)
 
     def evaluate(parameters, z):
-        return eqx.combine(parameters, rest).log_prob(z)
+        return log_prob(eqx.combine(parameters, rest), z)
 
     guarded = refuse_captured(evaluate, name)
     return lambda z: guarded(parameters, z)

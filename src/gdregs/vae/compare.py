@@ -17,7 +17,7 @@ from gdregs.vae.errors import UserError
 from gdregs.vae.evaluation import gradient_quality
 from gdregs.vae.model import VAE
 from gdregs.vae.run import open_run, read_metrics, train
-from gdregs.vae.training import Task, binarise, loss_and_diagnostics
+from gdregs.vae.training import Task, binarise, loss_and_diagnostics, prior_estimator
 
 PAPER_PAIRS = (
     "naive+naive",
@@ -82,7 +82,10 @@ def compare(
             state = train(folder / name, settings, task, lambda row, name=name: report(name, row))
             rows = read_metrics(folder / name)
             key = jax.random.key(seed)
-            quality = gradient_quality(state.model, settings, task, key, num_draws=num_draws)
+            estimator = prior_estimator(settings, state)
+            quality = gradient_quality(
+                state.model, settings, task, key, num_draws=num_draws, prior_estimator=estimator
+            )
             runs.append((rows, quality))
         results.append(_summarise(pair, runs))
         models.append((settings, state.model))

@@ -34,7 +34,7 @@ class Config:
     posterior_estimator: str = "dregs"
     """naive, stl, dregs, rws or rws-dregs."""
     prior_estimator: str = "gdregs"
-    """naive or gdregs."""
+    """naive, gdregs, or gdregs-mix: of both, as much as a run learns to take, layer by layer."""
     num_samples: int = 64
     """Importance samples, K."""
     gradient_samples: int = 8

@@ -1,6 +1,6 @@
 """Bounds of a trained model on whole data sets, and the moments of its gradients."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -138,6 +138,7 @@ def gradient_quality(
     num_draws: int = 200,
     first_draw: int = 0,
     chunk_size: int = 2,
+    prior_estimator: Any = None,
 ) -> dict[str, GradientQuality]:
     """Variance and SNR of the estimator's gradient, at fixed parameters and one fixed batch.
 
@@ -152,6 +153,7 @@ def gradient_quality(
         num_draws: How many draws.
         first_draw: A number that makes these draws other ones than those of other numbers.
         chunk_size: How many draws are held in memory at a time.
+        prior_estimator: Instead of the one that the settings name.
 
     Returns:
         For `posterior`, `prior` and `likelihood`, the `GradientQuality`.
@@ -162,7 +164,7 @@ def gradient_quality(
 
     def gradient(key: PRNGKeyArray) -> PyTree:
         gradients, _ = eqx.filter_grad(loss_and_diagnostics, has_aux=True)(
-            model, config, task, images, key
+            model, config, task, images, key, prior_estimator
         )
         return {
             "posterior": gradients.posterior_networks,

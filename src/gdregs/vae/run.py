@@ -132,6 +132,8 @@ def train(
             "images_per_second": num_images / seconds,
             "seconds": seconds,
         }
+        if state.mix is not None:
+            row["alpha"] = {name: float(alpha) for name, alpha in state.mix.alpha.items()}
         with open(folder / METRICS, "a") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()

@@ -10,6 +10,8 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 from gdregs.bound import bound_with_diagnostics
+from gdregs.estimators import mixed_gdregs
+from gdregs.mixing import LearnedMix, MixState
 from gdregs.vae.config import Config
 from gdregs.vae.datasets import Dataset
 from gdregs.vae.errors import UserError
@@ -17,11 +19,19 @@ from gdregs.vae.model import VAE
 
 
 class TrainingState(NamedTuple):
-    """All that an epoch starts from: saved after each, so that a run resumes bit for bit."""
+    """All that an epoch starts from: saved after each, so that a run resumes bit for bit.
+
+    Attributes:
+        model: The VAE.
+        optimiser: Adam's state.
+        epoch: How many epochs are done.
+        mix: The learned mix of prior estimators, if the run has one.
+    """
 
     model: VAE
     optimiser: Any
     epoch: Int[Array, ""]
+    mix: MixState | None
 
 
 class Task(NamedTuple):
@@ -82,9 +92,25 @@ def make_state(config: Config, task: Task) -> TrainingState:
         hidden_size=config.hidden_size,
         key=jax.random.fold_in(jax.random.key(config.seed), 0),
     )
-    return TrainingState(
-        model, _optimiser(config).init(eqx.filter(model, eqx.is_array)), jnp.asarray(0)
-    )
+    parameters = eqx.filter(model, eqx.is_array)
+    mix = learned_mix(config).init(parameters) if learns_mix(config) else None
+    return TrainingState(model, _optimiser(config).init(parameters), jnp.asarray(0), mix)
+
+
+def learns_mix(config: Config) -> bool:
+    """Whether the run learns how much of which prior estimator to take."""
+    return config.prior_estimator == "gdregs-mix"
+
+
+def learned_mix(config: Config) -> LearnedMix:
+    """The mix of a run, with an alpha for each stochastic layer."""
+    latents = tuple(f"z{layer + 1}" for layer in range(config.num_layers))
+    return LearnedMix(latents, where=lambda gradient: gradient.prior_networks)
+
+
+def prior_estimator(config: Config, state: TrainingState) -> Any:
+    """The prior estimator of the next step: the named one, or the mix as it has been learned."""
+    return config.prior_estimator if state.mix is None else mixed_gdregs(state.mix.alpha)
 
 
 def _optimiser(config: Config) -> optax.GradientTransformation:
@@ -113,8 +139,18 @@ class EpochMetrics(NamedTuple):
     weight_kept: Float[Array, ""]
 
 
-def loss_and_diagnostics(model: VAE, config: Config, task: Task, images: Array, key: PRNGKeyArray):
-    """Minus the bound, in nats per image, of one batch of binary images."""
+def loss_and_diagnostics(
+    model: VAE,
+    config: Config,
+    task: Task,
+    images: Array,
+    key: PRNGKeyArray,
+    prior_estimator: Any = None,
+):
+    """Minus the bound, in nats per image, of one batch of binary images.
+
+    The estimators are those of the settings, unless `prior_estimator` is another one.
+    """
     x, context = task.split(images)
     bound, diagnostics = bound_with_diagnostics(
         model.posterior(x, context),
@@ -124,7 +160,7 @@ def loss_and_diagnostics(model: VAE, config: Config, task: Task, images: Array, 
         num_samples=config.num_samples,
         objective=config.make_objective(),
         posterior_estimator=config.posterior_estimator,
-        prior_estimator=config.prior_estimator,
+        prior_estimator=(config.prior_estimator if prior_estimator is None else prior_estimator),
         num_gradient_samples=config.num_gradient_samples,
     )
     return -jnp.mean(bound), jax.tree.map(jnp.mean, diagnostics)
@@ -135,16 +171,24 @@ def make_epoch(config: Config, task: Task):
     num_images = task.train.shape[0]
     num_steps = num_images // config.batch_size
     optimiser = _optimiser(config)
-    gradient = eqx.filter_value_and_grad(loss_and_diagnostics, has_aux=True)
+
+    def gradient(state, images, key):
+        def of(estimator):
+            loss = eqx.filter_value_and_grad(loss_and_diagnostics, has_aux=True)
+            return loss(state.model, config, task, images, key, estimator)
+
+        if state.mix is None:
+            return of(config.prior_estimator), None
+        return learned_mix(config).value_and_grad(of, state.mix)
 
     def step(train, state, inputs):
         batch, key = inputs
         binary_key, bound_key = jax.random.split(key)
         images = binarise(binary_key, train[batch], task.levels)
-        (loss, diagnostics), gradients = gradient(state.model, config, task, images, bound_key)
+        ((loss, diagnostics), gradients), mix = gradient(state, images, bound_key)
         updates, optimiser_state = optimiser.update(gradients, state.optimiser)
         model = eqx.apply_updates(state.model, updates)
-        return TrainingState(model, optimiser_state, state.epoch), EpochMetrics(
+        return TrainingState(model, optimiser_state, state.epoch, mix), EpochMetrics(
             -loss, diagnostics.effective_sample_size, diagnostics.weight_kept
         )
 

@@ -1,0 +1,118 @@
+"""Look at all samples without gradient, and choose those that matter."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import logsumexp
+from jaxtyping import Array, Float, PyTree
+
+from gdregs import resampling
+from gdregs.objectives import Objective, Shape
+from gdregs.paths import align
+from gdregs.weights import Block, Model
+
+
+class Weighed(NamedTuple):
+    """Samples for the backward pass, with the constants that weigh them."""
+
+    z: PyTree
+    v: Float[Array, "M *batch"]
+    r: Float[Array, "M *batch"]
+
+
+class Look:
+    """All log-weights, without gradient, and what the objective makes of them."""
+
+    def __init__(self, model: Model, shape: Shape, objective: Objective):
+        self.model = model
+        self.shape = shape
+        self.objective = objective
+        self._whole = model.look(0, shape.num_samples) if model.chunk_size is None else None
+        self.summary = objective.summarize(self._fold_log_weights, shape)
+
+    def block(self, start, size) -> Block:
+        """A block of samples; if all are one block, it is looked at once."""
+        return self.model.look(start, size) if self._whole is None else self._whole
+
+    def fold(self, update, carry):
+        """Pass every block to `update(carry, block)`."""
+        return self.model.fold(
+            lambda carry, *span: update(carry, self.block(*span)), carry, self.model.look_size
+        )
+
+    def _fold_log_weights(self, update, carry):
+        return self.fold(lambda carry, b: update(carry, b.log_weights, b.start), carry)
+
+    def value(self) -> Float[Array, "*batch"]:
+        """F, with -inf for a datapoint without weight."""
+        return jax.lax.stop_gradient(self.objective.value(self.summary))
+
+    def coefficients(self, block: Block) -> tuple[Array, Array]:
+        """The coefficients v and r of a block; 0 where a sample has no weight."""
+        v, c = self.objective.coefficients(self.summary, block.log_weights, block.start)
+        alive = (block.log_weights > -jnp.inf) & jnp.isfinite(v) & jnp.isfinite(c) & (v != 0)
+        r = jnp.where(alive, c / jnp.where(alive, v, 1), 0)
+        return jax.lax.stop_gradient((jnp.where(alive, v, 0), r))
+
+    def effective_sample_size(self) -> Float[Array, "*batch"]:
+        r"""$1 / \sum_k \tilde w_k^2$; 0 for a datapoint without weight."""
+
+        def add(carry, log_weights, start):
+            return tuple(
+                jnp.logaddexp(total, logsumexp(power * log_weights, axis=0))
+                for power, total in zip((1, 2), carry, strict=True)
+            )
+
+        nothing = jnp.full(self.shape.batch, -jnp.inf, self.shape.dtype)
+        total, total_of_squares = self._fold_log_weights(add, (nothing, nothing))
+        alive = total > -jnp.inf
+        return jnp.where(alive, jnp.exp(jnp.where(alive, 2 * total - total_of_squares, 0)), 0)
+
+
+def choose(look: Look, num_kept: int) -> tuple[Weighed, Float[Array, "*batch"]]:
+    r"""Keep M samples by Fearnhead-Clifford resampling on |v|, with $v \leftarrow v/\pi$."""
+    model, (num_samples, batch, dtype) = look.model, look.shape
+
+    def scores(block):
+        return jnp.abs(look.coefficients(block)[0])
+
+    largest = look.fold(
+        lambda largest, block: resampling.merge_scores(largest, scores(block)),
+        resampling.no_scores(num_kept, batch, dtype),
+    )
+    threshold = resampling.find_threshold(largest, num_samples)
+    offset = jax.random.uniform(jax.random.fold_in(model.key, num_samples), batch, dtype)
+
+    def fill(carry, block):
+        sweep, chosen, probabilities = carry
+        v, r = look.coefficients(block)
+        sweep, positions, block_probabilities = resampling.sweep_block(
+            sweep, threshold, jnp.abs(v), offset, num_kept
+        )
+
+        def take(values, empty):
+            return resampling.take_filled(values, positions, empty)
+
+        chosen = jax.tree.map(take, Weighed(block.z, v, r), chosen)
+        return sweep, chosen, take(block_probabilities, probabilities)
+
+    z = jax.eval_shape(lambda: model.draw(0, num_kept))
+    ones = jnp.ones((num_kept, *batch), dtype)
+    empty = Weighed(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), z), 0 * ones, 0 * ones)
+    _, chosen, probabilities = look.fold(fill, (resampling.start_sweep(batch, dtype), empty, ones))
+    total = jnp.sum(largest.scores, axis=0) + largest.rest
+    kept = jnp.sum(jnp.abs(chosen.v), axis=0) / jnp.where(total > 0, total, 1)
+    v = chosen.v / jnp.where(probabilities > 0, probabilities, 1)
+    return chosen._replace(z=_replace_dead(chosen.z, v), v=v), kept
+
+
+def _replace_dead(z: PyTree, v: Float[Array, "M *batch"]) -> PyTree:
+    """Put the heaviest sample where one without weight stands, to keep its derivatives finite."""
+    heaviest = jnp.argmax(jnp.abs(v), axis=0)[None]
+
+    def replace(values):
+        live = jnp.take_along_axis(values, align(heaviest, values), axis=0)
+        return jnp.where(align(v != 0, values), values, live)
+
+    return jax.tree.map(replace, z)

@@ -1,0 +1,198 @@
+"""An alpha for each stochastic layer, given or learned."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import gdregs
+import models
+import reference
+from gdregs.vae import VAE
+
+ALPHAS = {"a": 0.2, "b": 0.0, "c": 1.0}
+
+
+def prior_gradient(theta, key, prior_estimator, parts, **options):
+    phi, lam, x = parts
+    return jax.grad(
+        lambda theta: jnp.sum(
+            gdregs.bound(
+                models.posterior(phi, x),
+                models.prior(theta),
+                models.likelihood(lam, x),
+                key=key,
+                num_samples=5,
+                prior_estimator=prior_estimator,
+                **options,
+            )
+        )
+    )(theta)
+
+
+@pytest.mark.parametrize("num_gradient_samples", [None, 3])
+def test_each_layer_has_its_own_mix(float64, num_gradient_samples):
+    phi, theta, lam, x = reference.init(jax.random.key(1))
+
+    @jax.jit
+    def gradients(theta, alphas):
+        return [
+            prior_gradient(
+                theta, jax.random.key(2), estimator, (phi, lam, x),
+                num_gradient_samples=num_gradient_samples,
+            )
+            for estimator in (
+                "naive",
+                "gdregs",
+                gdregs.mixed_gdregs(ALPHAS),
+                gdregs.mixed_gdregs(alphas),
+            )
+        ]  # fmt: skip
+
+    naive, full, static, traced = gradients(theta, jax.tree.map(jnp.asarray, ALPHAS))
+    for layer, alpha in ALPHAS.items():
+        expected = jax.tree.map(
+            lambda n, g, alpha=alpha: (1 - alpha) * n + alpha * g, naive[layer], full[layer]
+        )
+        for mixed in (static, traced):
+            jax.tree.map(
+                lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), mixed[layer], expected
+            )
+    assert np.abs(naive["a"]["bias"] - full["a"]["bias"]).max() > 1e-3
+
+
+def test_alphas_must_be_for_the_latents_of_the_prior():
+    phi, theta, lam, x = reference.init(jax.random.key(1))
+    with pytest.raises(ValueError, match=r"alphas are for \['a', 'z'\], .* latents are \['a', 'b'"):
+        prior_gradient(
+            theta, jax.random.key(0), gdregs.mixed_gdregs({"a": 1, "z": 1}), (phi, lam, x)
+        )
+    for alpha in ("half", jnp.ones(3), {"a": [1, 2]}):
+        with pytest.raises(TypeError, match="alpha must be a number, or a mapping"):
+            gdregs.mixed_gdregs(alpha)
+
+
+# Two independent latents under a constant likelihood: (H.15) holds for each.
+SCALES = {"wide": 2.0, "narrow": 0.8}
+
+
+def two_latents(theta, key, estimator):
+    def objective(theta):
+        posterior = {name: (dist.Normal(0.3, 1.0), ()) for name in SCALES}
+        prior = {name: (dist.Normal(theta[name], scale), ()) for name, scale in SCALES.items()}
+        return gdregs.bound(
+            gdregs.Hierarchy(posterior),
+            gdregs.Hierarchy(prior),
+            lambda z: 0 * z["wide"],
+            key=key,
+            num_samples=1,
+            prior_estimator=estimator,
+        )
+
+    return jax.value_and_grad(objective)(theta)
+
+
+def learn(num_steps, **options):
+    learned = gdregs.LearnedMix(tuple(SCALES), **options)
+    theta = dict.fromkeys(SCALES, jnp.asarray(0.0))
+
+    def step(state, key):
+        (_, gradient), after = learned.value_and_grad(
+            lambda estimator: two_latents(theta, key, estimator), state
+        )
+        return after, (gradient, state.alpha)
+
+    keys = jax.random.split(jax.random.key(0), num_steps)
+    state, (gradients, alphas) = jax.lax.scan(step, learned.init(theta), keys)
+    return theta, keys, state, gradients, alphas
+
+
+def test_learns_the_optimum_of_each_layer():
+    _, _, state, gradients, _ = learn(400)
+    for name, scale in SCALES.items():
+        # (H.15); there the variance is 0 (H.17), which is a property of every draw.
+        np.testing.assert_allclose(state.alpha[name], 1 / scale**2, rtol=2e-2)
+        np.testing.assert_allclose(gradients[name][-50:], 0.3 / scale**2, rtol=2e-2)
+
+
+def test_weighs_each_draw_with_an_alpha_from_the_draws_before():
+    theta, keys, _, gradients, alphas = learn(30)
+    np.testing.assert_array_equal(alphas["wide"][0], 1.0)
+    for number in (0, 3, 29):
+        alpha = {name: values[number] for name, values in alphas.items()}
+        _, expected = two_latents(theta, keys[number], gdregs.mixed_gdregs(alpha))
+        for name, value in expected.items():
+            np.testing.assert_allclose(gradients[name][number], value, rtol=1e-5)
+    # Another last draw changes nothing that weighs it.
+    assert len(np.unique(alphas["wide"])) > 20
+
+
+def test_learning_costs_no_second_backward_pass(optimised):
+    """Of a step that has both estimators anyway, the sums for alpha are a few per cent."""
+    model = VAE(64, num_layers=2, latent_size=8, hidden_size=32, key=jax.random.key(0))
+    x = jnp.zeros((16, 64))
+    learned = gdregs.LearnedMix(("z1", "z2"), where=lambda gradient: gradient.prior_networks)
+
+    def gradient(model, key, prior_estimator):
+        def loss(model):
+            return jnp.mean(
+                gdregs.bound(
+                    model.posterior(x),
+                    model.prior(),
+                    model.likelihood(x),
+                    key=key,
+                    num_samples=16,
+                    prior_estimator=prior_estimator,
+                )
+            )
+
+        return jax.value_and_grad(loss)(model)
+
+    def learning(model, key, state):
+        return learned.value_and_grad(lambda estimator: gradient(model, key, estimator), state)
+
+    def mixing(model, key, state):
+        return gradient(model, key, gdregs.mixed_gdregs(state.alpha))
+
+    arguments = (model, jax.random.key(0), learned.init(model))
+    flops = [
+        jax.jit(f).lower(*arguments).compile().cost_analysis()["flops"] for f in (learning, mixing)
+    ]
+    assert flops[0] < 1.03 * flops[1], flops
+
+
+def test_a_latent_without_parameters_keeps_its_start():
+    prior = {"z": (dist.Normal(0.0, 1.0), ())}
+
+    def gradient_fn(estimator):
+        def objective(theta):
+            return gdregs.bound(
+                gdregs.Hierarchy({"z": (dist.Normal(0.5, 1.0), ())}),
+                gdregs.Hierarchy(prior),
+                lambda z: theta * z["z"],
+                key=jax.random.key(0),
+                num_samples=3,
+                prior_estimator=estimator,
+            )
+
+        return jax.value_and_grad(objective)(1.0)
+
+    learned = gdregs.LearnedMix(("z",), start=0.7)
+    _, state = learned.value_and_grad(gradient_fn, learned.init(1.0))
+    assert state.alpha["z"] == np.float32(0.7)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"latents": "z1"}, "latents must be different names"),
+        ({"latents": ()}, "latents must be different names"),
+        ({"latents": ("z", "z")}, "latents must be different names"),
+        ({"latents": ("z",), "decay": 1.0}, "decay must lie between 0 and 1"),
+        ({"latents": ("z",), "patience": 0.0}, "patience must be positive"),
+    ],
+)
+def test_wrong_settings_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        gdregs.LearnedMix(**arguments)
