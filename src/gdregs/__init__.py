@@ -4,6 +4,7 @@
 JVI or your own) whose `jax.grad` is the naive, STL, DReGs, RWS or GDReGs estimator.
 """
 
+from gdregs import identities
 from gdregs.bound import Diagnostics, bound, bound_with_diagnostics
 from gdregs.diagnostics import (
     GradientMoments,
@@ -48,6 +49,7 @@ __all__ = [
     "bound_with_diagnostics",
     "check_unbiased",
     "gradient_moments",
+    "identities",
     "interpolated_dregs",
     "log_marginal",
     "log_weights",
