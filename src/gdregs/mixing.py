@@ -26,7 +26,8 @@ class MixState(NamedTuple):
     Attributes:
         alpha: The $\alpha_l$ for the next draw, by latent.
         curvature: Running mean of $d_l \cdot d_m$, `[L, L]`.
-        slope: Running mean of $(g_0 - \bar g) \cdot d_l$, `[L]`.
+        slope: Running mean of $(g_0 - \bar g) \cdot d_l$, `[L]`, both in units of
+            $\sum_l |d_l|^2$ of the draw.
         mean: Running mean $\bar g$ of the gradient, a pytree like it.
         count: How many draws have been seen.
     """
@@ -87,7 +88,7 @@ class LearnedMix(eqx.Module):
         self,
         latents: Sequence[str],
         *,
-        decay: float = 0.99,
+        decay: float = 0.9,
         start: float = 1.0,
         patience: float = 10.0,
         where: Callable[[PyTree], PyTree] = lambda gradient: gradient,
@@ -151,7 +152,12 @@ class LearnedMix(eqx.Module):
 
     def _learn(self, state, alpha, gradient, differences) -> MixState:
         gradient, *differences = jax.lax.stop_gradient((gradient, *differences))
-        centred = jax.tree.map(jnp.subtract, gradient, state.mean)
+        # In units of the draw's own size: variances fall by orders of magnitude during training,
+        # and old draws must not outweigh new ones.
+        size = sum(_dot(difference, difference) for difference in differences) ** 0.5
+        size = jnp.where(size > 0, size, 1)
+        centred = jax.tree.map(lambda new, old: (new - old) / size, gradient, state.mean)
+        differences = [jax.tree.map(lambda leaf: leaf / size, one) for one in differences]
         curvature = jnp.stack(
             [jnp.stack([_dot(one, other) for other in differences]) for one in differences]
         )

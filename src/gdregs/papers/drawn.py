@@ -1,0 +1,41 @@
+"""A normal posterior whose noise has been drawn before, so that several estimators share it."""
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from gdregs.reexpress import reexpress
+
+
+class DrawnNormal(eqx.Module):
+    r"""$\mathcal N(\mu, \sigma^2)$, factorised over the last axis, with given standard noise.
+
+    Drawing the noise is the dearest part of a small model's gradient. Estimators that are compared
+    on the same samples need it once.
+    """
+
+    loc: Float[Array, "*batch dim"]
+    scale: Float[Array, "*batch dim"]
+    noise: Float[Array, "K *batch dim"]
+
+    def sample(
+        self, key: PRNGKeyArray, sample_shape: tuple[int, ...]
+    ) -> Float[Array, "K *batch dim"]:
+        """The samples of the given noise, whatever the key."""
+        del key
+        if self.noise.shape[: len(sample_shape)] != tuple(sample_shape):
+            raise ValueError(f"There is noise {self.noise.shape} for samples {sample_shape}.")
+        return self.loc[None] + self.scale[None] * self.noise
+
+    def log_prob(self, z: Float[Array, "K *batch dim"]) -> Float[Array, "K *batch"]:
+        """The log-density, in nats."""
+        deviation = (z - self.loc[None]) / self.scale[None]
+        terms = -0.5 * deviation**2 - jnp.log(self.scale)[None] - 0.5 * jnp.log(2 * jnp.pi)
+        return jnp.sum(terms, axis=-1)
+
+
+@reexpress.register(DrawnNormal)
+def _(distribution: DrawnNormal, z: Array) -> Array:
+    normal = dist.Normal(distribution.loc[None], distribution.scale[None]).to_event(1)
+    return reexpress(normal, z)

@@ -1,0 +1,35 @@
+"""What every results file says of where its numbers come from."""
+
+import datetime
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import gdregs
+
+
+def provenance(command: str) -> dict[str, Any]:
+    """The command, the date, the hardware and the versions."""
+    return {
+        "command": command,
+        "date": datetime.date.today().isoformat(),
+        "hardware": f"{_processor()}, {os.cpu_count()} cores, {jax.default_backend()}",
+        "versions": {
+            "gdregs": gdregs.__version__,
+            "jax": jax.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
