@@ -162,14 +162,47 @@ def test_learning_costs_no_second_backward_pass(optimised):
     assert flops[0] < 1.03 * flops[1], flops
 
 
+def test_only_the_parameters_of_a_layer_depend_on_its_alpha(float64):
+    """The derivative by alpha_l is 0 elsewhere, also where a latent has fixed arrays."""
+
+    def gradient_fn(alphas):
+        def objective(theta):
+            prior = {
+                "low": (jax.tree_util.Partial(slope, theta["a"]), ("high",)),
+                "high": (dist.Normal(jnp.zeros(()), jnp.ones(())), ()),
+                "other": (dist.Normal(theta["b"], 2.0), ()),
+            }
+            return gdregs.bound(
+                gdregs.Hierarchy({name: (dist.Normal(0.5, 1.0), ()) for name in prior}),
+                gdregs.Hierarchy(prior),
+                lambda z: jnp.sin(z["low"] + z["other"]),
+                key=jax.random.key(0),
+                num_samples=3,
+                prior_estimator=gdregs.mixed_gdregs(dict(zip(names, alphas, strict=True))),
+            )
+
+        return jax.grad(objective)({"a": jnp.asarray(0.3), "b": jnp.asarray(0.2)})
+
+    def slope(factor, high):
+        return dist.Normal(factor * high, 1.0)
+
+    names = ("low", "high", "other")
+    _, derivative = jax.linearize(gradient_fn, jnp.full(3, 0.7))
+    by_low, by_high, by_other = map(derivative, jnp.eye(3))
+    assert by_low["a"] != 0
+    assert by_other["b"] != 0
+    assert by_low["b"] == by_other["a"] == 0
+    assert by_high["a"] == by_high["b"] == 0
+
+
 def test_a_latent_without_parameters_keeps_its_start():
-    prior = {"z": (dist.Normal(0.0, 1.0), ())}
+    learned = gdregs.LearnedMix(("z",), start=0.7)
 
     def gradient_fn(estimator):
         def objective(theta):
             return gdregs.bound(
                 gdregs.Hierarchy({"z": (dist.Normal(0.5, 1.0), ())}),
-                gdregs.Hierarchy(prior),
+                gdregs.Hierarchy({"z": (dist.Normal(jnp.zeros(()), jnp.ones(())), ())}),
                 lambda z: theta * z["z"],
                 key=jax.random.key(0),
                 num_samples=3,
@@ -178,7 +211,6 @@ def test_a_latent_without_parameters_keeps_its_start():
 
         return jax.value_and_grad(objective)(1.0)
 
-    learned = gdregs.LearnedMix(("z",), start=0.7)
     _, state = learned.value_and_grad(gradient_fn, learned.init(1.0))
     assert state.alpha["z"] == np.float32(0.7)
 

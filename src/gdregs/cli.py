@@ -1,9 +1,9 @@
-"""The command line: train, compare, evaluate and sample."""
+"""The command line: train, compare, evaluate, sample and reproduce."""
 
 import importlib.util
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import gdregs
 from gdregs.vae.config import Config, read_config
@@ -17,6 +17,7 @@ else:
     _FLAT = tyro.conf.arg(name="")
     _POSITIONAL = tyro.conf.Positional
 
+Experiment = Literal["toy", "linear-vae", "cross-entropy", "mixing", "all-analytic"]
 _EXTRAS = ("matplotlib", "PIL", "pooch", "scipy", "sklearn", "tqdm", "tyro")
 
 
@@ -33,7 +34,13 @@ def main(arguments: list[str] | None = None) -> int:
     if given == ["--version"]:
         print(f"gdregs {gdregs.__version__}")
         return 0
-    commands = {"train": train, "compare": compare, "evaluate": evaluate, "sample": sample}
+    commands = {
+        "train": train,
+        "compare": compare,
+        "evaluate": evaluate,
+        "sample": sample,
+        "reproduce": reproduce,
+    }
     try:
         tyro.extras.subcommand_cli_from_dict(
             commands,
@@ -45,7 +52,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"gdregs: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("gdregs: interrupted; the same command continues from here.", file=sys.stderr)
+        rest = (
+            "the experiments that had finished are written"
+            if given[:1] == ["reproduce"]
+            else "the same command continues from here"
+        )
+        print(f"gdregs: interrupted; {rest}.", file=sys.stderr)
         return 130
     except OSError as error:
         print(f"gdregs: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
@@ -281,6 +293,25 @@ def sample(
     out = out or run / f"samples-seed{seed}.png"
     draw_samples(out, state.model, task, jax.random.key(seed), count, _describe(config))
     print(out)
+
+
+def reproduce(
+    experiment: Annotated[Experiment, _POSITIONAL],
+    out: Path = Path("results"),
+    seed: int = 0,
+    quick: bool = False,
+) -> None:
+    """Measure the papers' claims: results, figures, and a page with a verdict on each.
+
+    Args:
+        experiment: toy, linear-vae, cross-entropy, mixing, or all-analytic for the first three.
+        out: Folder of the results; those of the same experiment are replaced.
+        seed: Seed of the data, the parameters and the draws.
+        quick: Seconds instead of minutes; the numbers then decide little.
+    """
+    from gdregs.papers.reproduce import reproduce as run_experiments
+
+    print("\n".join(run_experiments(experiment, out, seed=seed, quick=quick)))
 
 
 def _load(run: Path, data_dir: Path | None):

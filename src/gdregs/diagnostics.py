@@ -33,7 +33,7 @@ class GradientMoments(NamedTuple):
 
     @property
     def snr(self) -> PyTree[Float[Array, "..."]]:
-        """The signal-to-noise ratio of a draw: |mean| / standard deviation."""
+        """The signal-to-noise ratio of a draw: size of the mean / standard deviation."""
         return jax.tree.map(
             lambda m, v: jnp.abs(m) / jnp.sqrt(jnp.maximum(v, jnp.finfo(v.dtype).tiny)),
             self.mean,
@@ -145,8 +145,8 @@ class UnbiasednessCheck(NamedTuple):
     Attributes:
         unbiased: Whether no entry differs by more than chance allows.
         z_scores: Entrywise (mean of the difference) / (its standard error).
-        largest: The largest |z|.
-        threshold: The largest |z| that still counts as chance.
+        largest: The largest size of a z-score.
+        threshold: The largest size that still counts as chance.
         difference: Moments of estimator minus reference.
     """
 

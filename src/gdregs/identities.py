@@ -16,7 +16,7 @@ from gdregs.estimators import find_prior_estimator
 from gdregs.paths import gated, gated_density, with_path
 from gdregs.reexpress import reexpress
 
-Number = Float[Array, "..."] | float
+Number = Any  # a float, or an array; all are combined elementwise
 
 
 def score_integral(

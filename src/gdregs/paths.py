@@ -96,7 +96,24 @@ def gate(parameters: PyTree, strength: Any) -> PyTree:
             return parameters
         if strength == 0:
             return jax.lax.stop_gradient(parameters)
-    return jax.tree.map(lambda leaf: with_path(leaf, strength * leaf), parameters)
+    return jax.tree.map(lambda leaf: _scale_gradient(leaf, strength), parameters)
+
+
+@jax.custom_jvp
+def _scale_gradient(leaf: Array, strength: Any) -> Array:
+    """`leaf`, with its derivative scaled.
+
+    Unlike `with_path(leaf, strength * leaf)` it has no derivative by `strength` of its own: only
+    its derivative by `leaf` has. That is what `gdregs.LearnedMix` differentiates.
+    """
+    del strength
+    return leaf
+
+
+@_scale_gradient.defjvp
+def _scale_gradient_jvp(primals, tangents):
+    (leaf, strength), (leaf_tangent, _) = primals, tangents
+    return leaf, strength * leaf_tangent
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))

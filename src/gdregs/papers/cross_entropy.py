@@ -174,7 +174,7 @@ def measured_list(tree: Any) -> Any:
 
 
 def z_scores(measured: Measured, expected: Any, size: Any = 0.0) -> np.ndarray:
-    """Distances in standard errors; those within the rounding of numbers of a size count as none."""
+    """Distances in standard errors, which rounding of numbers of a size does not exceed."""
     expected = np.asarray(expected)
     distance = np.abs(np.asarray(measured.value) - expected)
     rounding = 1e-5 * np.maximum(np.abs(expected), np.asarray(size)) + 1e-8
@@ -278,7 +278,7 @@ def _regions(grid: GaussianCrossEntropy, measured: dict[str, Any]) -> list[Claim
                 float(max(np.max(against), 0.0)),
                 3.0,
                 f"At {100 * clear:.0f}% of the grid the two variances differ by more than 3"
-                f" standard errors; the others lie on the boundary or at equal distributions.",
+                " standard errors.",
             )
         )
     return rows
@@ -302,6 +302,7 @@ def _superior(grid: GaussianCrossEntropy, variance: dict[str, Any]) -> Claim:
     )
 
 
+@figures.styled
 def draw(settings: Settings, grid: GaussianCrossEntropy, measured: dict[str, Any]) -> Any:
     """Variances against the ratio of scales, closed forms as lines and samples as points."""
     figure, axes = figures.new_figure(3, width=2.9, height=2.6)
@@ -330,6 +331,7 @@ def draw(settings: Settings, grid: GaussianCrossEntropy, measured: dict[str, Any
         panel.set_title(rf"variance, gradient by $\{part}_p$")
         panel.set_xticks(settings.ratios[::2], [f"{r:g}" for r in settings.ratios[::2]])
         panel.minorticks_off()
+    axes[0, 0].set_ylim(1e-4, None)
     axes[0, 0].annotate("optimal mix: 0", (0.97, 0.05), xycoords="axes fraction", ha="right",
                         fontsize=7)  # fmt: skip
     axes[0, 1].legend()

@@ -1,11 +1,14 @@
 """How the figures of the experiments look, and how they are written."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from gdregs.vae.files import write_atomically
 
@@ -29,11 +32,21 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
+def styled(draw: Callable[..., Any]) -> Callable[..., Any]:
+    """Run a function that draws in the common style."""
+
+    @functools.wraps(draw)
+    def wrapped(*arguments, **options):
+        with matplotlib.rc_context(STYLE):
+            return draw(*arguments, **options)
+
+    return wrapped
+
+
 def new_figure(columns: int, rows: int = 1, *, width: float = 2.4, height: float = 2.2) -> Any:
-    """A figure in the common style and its axes, `[rows, columns]`."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width * columns, height * rows))
-        return figure, figure.subplots(rows, columns, squeeze=False)
+    """A figure and its axes, `[rows, columns]`."""
+    figure = Figure(figsize=(width * columns, height * rows))
+    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def line(axes: Any, number: int, x: Any, y: Any, label: str, errors: Any = None) -> None:
@@ -48,6 +61,15 @@ def rate(axes: Any, sizes: Any, start: float, power: float, text: str) -> None:
     values = start * (sizes / sizes[0]) ** power
     axes.plot(sizes, values, ":", color="0.4", lw=1)
     axes.annotate(text, (sizes[-1], values[-1]), ha="right", va="bottom", fontsize=7, color="0.3")
+
+
+def log_axes(axes: Any, xlabel: str) -> None:
+    """Logarithmic axes with decades as ticks."""
+    axes.set(xscale="log", yscale="log", xlabel=xlabel)
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    low, high = axes.get_ylim()
+    if high > 30 * low:
+        axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def save_figure(figure: Any, folder: Path, name: str) -> list[str]:

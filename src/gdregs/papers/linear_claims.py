@@ -277,6 +277,7 @@ def share_of_faster(first: int, results: dict[int, Moments]) -> Measured:
     return jackknife(of, len(results[late[0]].mean["phi"]["IWAE"]))
 
 
+@figures.styled
 def draw(first: int, at: Findings) -> Any:
     """Fig. 4: variance and SNR for phi and theta against K."""
     figure, axes = figures.new_figure(2, 2, width=2.9)
@@ -291,10 +292,9 @@ def draw(first: int, at: Findings) -> Any:
                     panel, 3 if name == "GDReGs" else number, curve["sizes"],
                     [m.value for m in curve[quantity]], name, [m.error for m in curve[quantity]],
                 )  # fmt: skip
-            panel.set(xscale="log", yscale="log", title=f"{title}, ${symbol}$")
+            panel.set(title=f"{title}, ${symbol}$")
+            figures.log_axes(panel, "importance samples K" if row else "")
             panel.legend()
-            if row:
-                panel.set_xlabel("importance samples K")
     late = [size for size in at.results if size >= first]
     for name, power, text in (("IWAE", -0.5, "$K^{-1/2}$"), ("DReGs", 0.5, "$K^{1/2}$")):
         curve = at.phi[name]
@@ -303,6 +303,7 @@ def draw(first: int, at: Findings) -> Any:
     return figure
 
 
+@figures.styled
 def draw_bias(trained: Findings, generating: Findings) -> Any:
     """The bias that comes of dropping the indirect score functions, beside that of STL."""
     figure, axes = figures.new_figure(2, width=2.9)
@@ -322,7 +323,7 @@ def draw_bias(trained: Findings, generating: Findings) -> Any:
                 label, [b.error / b.value**0.5 / 2 for b in points.values()],
             )  # fmt: skip
         panel.axhline(1, color="0.5", lw=0.8, ls=":")
-        panel.set(xscale="log", yscale="log", xlabel="importance samples K", title=title)
-        panel.set_ylabel("|bias| / |gradient|")
+        panel.set(title=title, ylabel="|bias| / |gradient|")
+        figures.log_axes(panel, "importance samples K")
         panel.legend()
     return figure

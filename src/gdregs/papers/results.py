@@ -95,7 +95,7 @@ def write_page(folder: Path, titles: Mapping[str, str]) -> str:
         parts.append(
             f"## {title}\n\n{size}{held} of {len(claims)} claims hold. `{content['command']}`,"
             f" {content['date']}, {content['hardware']}, {content['seconds']:.0f} s, seed"
-            f" {content['settings']['seed']}; all numbers are in [{name}.json]({name}.json).\n\n"
+            f" {content['settings']['seed']}; all numbers are in `{name}.json`.\n\n"
             + format_claims(claims)
             + "".join(
                 f"\n![{title}]({file})\n" for file in content["figures"] if file.endswith(".png")
