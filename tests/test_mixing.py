@@ -118,7 +118,7 @@ def test_learns_the_optimum_of_each_layer():
 
 def test_weighs_each_draw_with_an_alpha_from_the_draws_before():
     theta, keys, _, gradients, alphas = learn(30)
-    np.testing.assert_array_equal(alphas["wide"][0], 1.0)
+    np.testing.assert_array_equal(alphas["wide"][0], 0.5)
     for number in (0, 3, 29):
         alpha = {name: values[number] for name, values in alphas.items()}
         _, expected = two_latents(theta, keys[number], gdregs.mixed_gdregs(alpha))

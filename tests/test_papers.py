@@ -105,8 +105,8 @@ def test_linear_vae_training_climbs_and_learns_a_mix():
     run = linear_model.make_training(x, num_samples=4, learning_rate=0.05, mix=learned)
     state, bounds = run(start, jax.random.key(0), 60)
     assert bounds[-10:].mean() > bounds[:10].mean() + 1
-    assert state.mix.alpha["z1"] != 1.0
-    assert state.mix.alpha["z2"] == 1.0  # the top has nothing to learn
+    assert state.mix.alpha["z1"] != 0.5
+    assert state.mix.alpha["z2"] == 0.5  # the top has nothing to learn
     assert state.mix.count == 60
 
 
@@ -174,9 +174,10 @@ def test_reproduce_mixing(tmp_path):
     content = json.loads((tmp_path / "mixing.json").read_text())
     assert set(content["runs"]) == {"linear VAE", "digits VAE"}
     digits = content["runs"]["digits VAE"]
-    assert digits[0]["alpha"] == {"z1": 1.0, "z2": 1.0}
-    # Before anything is learned the mix is GDReGs.
+    assert digits[0]["alpha"] == {"z1": 0.5, "z2": 0.5}
     variance = digits[0]["variance"]
-    assert variance["mix"] == pytest.approx(variance["gdregs"])
-    assert digits[-1]["alpha"]["z1"] != 1.0
+    for layer in ("z1", "z2"):
+        ends = variance["naive"][layer], variance["gdregs"][layer]
+        assert variance["mix"][layer] <= np.mean(ends) * (1 + 1e-5)  # a variance is convex
+    assert digits[-1]["alpha"]["z1"] != 0.5
     assert (tmp_path / "mixing.png").exists()

@@ -18,11 +18,13 @@ from gdregs.papers.curves import (
 from gdregs.papers.measure import (
     Measured,
     Moments,
+    bootstrap,
     compile_measurement,
     jackknife,
     join,
     slope,
     squared_norm,
+    typical,
 )
 from gdregs.papers.results import Result, check_folder, write_page, write_result
 from gdregs.vae.errors import UserError
@@ -51,6 +53,21 @@ def test_jackknife_gives_the_error_of_a_mean_and_removes_bias():
     np.testing.assert_allclose(mean.error, values.std(ddof=1) / np.sqrt(40))
     square = jackknife(lambda groups: values[groups].mean() ** 2, 40)
     np.testing.assert_allclose(square.value, values.mean() ** 2 - values.var(ddof=1) / 40)
+
+
+def test_bootstrap_gives_the_error_of_a_median():
+    rng = np.random.default_rng(3)
+    errors, medians = [], []
+    for _ in range(200):
+        values = rng.normal(5, 2, size=41)
+        found = bootstrap(lambda groups, values=values: np.median(values[groups]), 41)
+        assert found.value == np.median(values)
+        errors.append(found.error)
+        medians.append(found.value)
+    assert abs(np.mean(errors) / np.std(medians) - 1) < 0.25
+    wild = np.full((9, 2), 3.0)
+    wild[4] = 1e9
+    np.testing.assert_array_equal(typical(wild), 3.0)
 
 
 def test_squared_norm_is_unbiased():

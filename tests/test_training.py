@@ -55,7 +55,9 @@ def assert_same_run(one, other):
     assert (one / "checkpoint.eqx").read_bytes() == (other / "checkpoint.eqx").read_bytes()
 
 
-@pytest.mark.parametrize("changes", [{}, {"conditional": True, "num_layers": 1}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"conditional": True, "num_layers": 1, "prior_estimator": "gdregs-mix"}]
+)
 def test_resuming_is_bitwise(tmp_path, data, changes):
     config = dataclasses.replace(SMALL, **changes)
     run(tmp_path / "whole", config, data)
@@ -174,6 +176,18 @@ def test_every_objective_trains(tmp_path, data, objective):
     run(tmp_path, config, data)
     rows = numbers(tmp_path)
     assert rows[-1]["test_bound"] > rows[0]["test_bound"] + 0.5
+
+
+def test_the_mix_is_learned_and_reported(tmp_path, data):
+    config = dataclasses.replace(SMALL, prior_estimator="gdregs-mix", epochs=1)
+    state = run(tmp_path / "two", config, data)
+    alpha = read_metrics(tmp_path / "two")[0]["alpha"]
+    assert alpha == {name: float(value) for name, value in state.mix.alpha.items()}
+    assert alpha["z1"] != 0.5
+    assert alpha["z2"] == 0.5  # the top layer's prior has no parameters
+    # An unconditional model of one layer has no prior to learn at all.
+    run(tmp_path / "one", dataclasses.replace(config, num_layers=1), data)
+    assert read_metrics(tmp_path / "one")[0]["alpha"] == {"z1": 0.5}
 
 
 def test_binarisation_has_the_grey_values_as_probabilities():

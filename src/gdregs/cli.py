@@ -154,8 +154,16 @@ def train(
         f"effective sample size {last['effective_sample_size']:.2f} of {config.num_samples};"
         f" the backward pass ran on {min(kept, config.num_samples)} samples with"
         f" {100 * last['weight_kept']:.1f}% of the weight\n"
-        f"{out}: config.json, metrics.jsonl, checkpoint.eqx, curve.png, samples.png"
+        + _describe_mix(last)
+        + f"{out}: config.json, metrics.jsonl, checkpoint.eqx, curve.png, samples.png"
     )
+
+
+def _describe_mix(row: dict[str, Any]) -> str:
+    if "alpha" not in row:
+        return ""
+    strengths = ", ".join(f"{name} {alpha:.2f}" for name, alpha in row["alpha"].items())
+    return f"learned share of GDReGs in the prior's gradient: {strengths}\n"
 
 
 def compare(

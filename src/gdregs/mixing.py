@@ -49,7 +49,7 @@ class LearnedMix(eqx.Module):
     Args:
         latents: The names of the prior's latents.
         decay: How slowly old draws are forgotten: about $1/(1 - \mathrm{decay})$ of them count.
-        start: $\alpha$ before anything is known; 1 is GDReGs.
+        start: $\alpha$ before anything is known; 1 is GDReGs, 0 the naive estimator.
         patience: How many draws it takes until the estimate outweighs the start.
         where: Picks the prior's parameters from a gradient. The others do not depend on
             $\alpha$; leaving them out saves their share of the sums.
@@ -89,7 +89,7 @@ class LearnedMix(eqx.Module):
         latents: Sequence[str],
         *,
         decay: float = 0.9,
-        start: float = 1.0,
+        start: float = 0.5,
         patience: float = 10.0,
         where: Callable[[PyTree], PyTree] = lambda gradient: gradient,
     ):

@@ -5,7 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from gdregs.papers.measure import Measured, Moments, jackknife, slope, squared_norm
+from gdregs.papers.measure import (
+    Measured,
+    Moments,
+    bootstrap,
+    jackknife,
+    slope,
+    squared_norm,
+    typical,
+)
 
 Pick = Callable[[Any], Any]
 
@@ -20,8 +28,9 @@ def summarise(
 ) -> dict[str, dict[str, Any]]:
     r"""Average variance and SNR of every estimator at every K, and their rates.
 
-    The SNR of a parameter is $|\mathrm{mean}| / \mathrm{standard\ deviation}$. Where two estimators
-    have one expectation, it is taken from the one that knows it better.
+    The averages are over parameters; of the groups of draws it is the median (`typical`). The SNR
+    of a parameter is $|\mathrm{mean}| / \mathrm{standard\ deviation}$. Where two estimators have one
+    expectation, it is taken from the one that knows it better.
 
     Args:
         results: Moments by K, with a dict of arrays `[groups, parameters]` by estimator.
@@ -32,7 +41,7 @@ def summarise(
 
     Returns:
         For each estimator `sizes`, and as `Measured` numbers `variance` and `snr` at each of
-        them, `variance_slope` and `snr_slope`.
+        them, `variance_slope` and `snr_slope`; and `mean_variance`, the mean over groups.
     """
     num_groups = len(next(iter(pick(next(iter(results.values())).mean).values())))
 
@@ -43,8 +52,8 @@ def summarise(
         def of(groups: np.ndarray) -> dict[str, Any]:
             variances, snrs = [], []
             for size in sizes:
-                variance = pick(results[size].variance)[name][groups].mean(0)
-                mean = pick(results[size].mean)[signals[name]][groups].mean(0)
+                variance = typical(pick(results[size].variance)[name][groups])
+                mean = typical(pick(results[size].mean)[signals[name]][groups])
                 variances.append(float(variance.mean()))
                 snrs.append(float(np.mean(np.abs(mean) / np.sqrt(variance))))
             late = [size for size, is_late in zip(sizes, fitted, strict=True) if is_late]
@@ -55,7 +64,9 @@ def summarise(
                 "snr_slope": slope(late, np.compress(fitted, snrs)),
             }
 
-        return {"sizes": sizes, **jackknife(of, num_groups)}
+        every = [pick(results[size].variance)[name] for size in sizes]
+        means = [jackknife(lambda g, v=v: v[g].mean(), num_groups) for v in every]
+        return {"sizes": sizes, **bootstrap(of, num_groups), "mean_variance": means}
 
     return {name: statistic(name) for name in signals}
 
@@ -67,7 +78,11 @@ def variance_ratio(
 
     def at(moments: Moments) -> Measured:
         ours, theirs = (pick(moments.variance)[which] for which in (name, other))
-        return jackknife(lambda groups: ours[groups].mean() / theirs[groups].mean(), len(ours))
+
+        def of(groups: np.ndarray) -> float:
+            return float(typical(ours[groups]).mean() / typical(theirs[groups]).mean())
+
+        return bootstrap(of, len(ours))
 
     return {size: at(moments) for size, moments in results.items()}
 

@@ -28,8 +28,8 @@ STYLE: dict[Any, Any] = {
 }
 
 # Wong's palette, which colour-blind readers can tell apart; markers tell lines apart in grey.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
 def styled(draw: Callable[..., Any]) -> Callable[..., Any]:
@@ -51,7 +51,7 @@ def new_figure(columns: int, rows: int = 1, *, width: float = 2.4, height: float
 
 def line(axes: Any, number: int, x: Any, y: Any, label: str, errors: Any = None) -> None:
     """A line with its error bars, in its own colour and marker."""
-    style = {"color": COLOURS[number % 7], "marker": MARKERS[number % 7], "label": label}
+    style = {"color": COLOURS[number % 8], "marker": MARKERS[number % 8], "label": label}
     axes.errorbar(x, y, errors, capsize=1.5, elinewidth=0.8, **style)
 
 

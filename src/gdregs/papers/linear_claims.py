@@ -1,7 +1,6 @@
 r"""What the paper says of the linear VAE (Sec. 3 and 5.1, Fig. 4), judged and drawn."""
 
 import dataclasses
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from gdregs.papers.curves import (
     summarise,
     variance_ratio,
 )
-from gdregs.papers.measure import Measured, Moments, jackknife
+from gdregs.papers.measure import Measured, Moments, bootstrap, typical
 
 PHI = {"IWAE": "DReGs", "STL": "STL", "DReGs": "DReGs"}
 THETA = {"IWAE": "both", "GDReGs": "both"}
@@ -131,8 +130,8 @@ def judge_phi(first: int, at: Findings, sizes: str) -> list[Claim]:
         claims.at_least(
             source,
             "STL has an even better SNR than DReGs.",
-            "smallest SNR of STL over that of DReGs, K > 1:",
-            smallest_snr_ratio(results, "STL", "DReGs", PHI, pick_phi, above=1),
+            f"smallest SNR of STL over that of DReGs, {sizes}:",
+            smallest_snr_ratio(results, "STL", "DReGs", PHI, pick_phi, above=first - 1),
             1.0,
         ),
         claims.at_least(
@@ -213,7 +212,7 @@ def judge_bias(at: Findings) -> list[Claim]:
         for m in several.values()
         for pick, name in ((pick_phi, "IWAE"), (pick_theta, "IWAE"))
     )
-    threshold = NormalDist().inv_cdf(1 - 1e-3 / (2 * count))
+    threshold = claims.chance(count)
     largest = max(
         largest_z_score(several, "IWAE - DReGs", pick=pick_phi),
         largest_z_score(several, "IWAE - GDReGs", pick=pick_theta),
@@ -255,9 +254,9 @@ def smallest_snr_ratio(results, one, other, signals, pick, above=0) -> Measured:
 
         def snr(name, groups):
             mean, variance = means[signals[name]][groups], variances[name][groups]
-            return np.mean(np.abs(mean.mean(0)) / np.sqrt(variance.mean(0)))
+            return np.mean(np.abs(typical(mean)) / np.sqrt(typical(variance)))
 
-        return jackknife(lambda groups: snr(one, groups) / snr(other, groups), len(means[one]))
+        return bootstrap(lambda groups: snr(one, groups) / snr(other, groups), len(means[one]))
 
     ratios = [at(moments) for size, moments in results.items() if size > above]
     return min(ratios, key=lambda ratio: ratio.value)
@@ -270,15 +269,15 @@ def share_of_faster(first: int, results: dict[int, Moments]) -> Measured:
     def of(groups: np.ndarray) -> float:
         slopes = {}
         for name in ("DReGs", "IWAE"):
-            logs = [np.log(results[k].variance["phi"][name][groups].mean(0)) for k in late]
+            logs = [np.log(typical(results[k].variance["phi"][name][groups])) for k in late]
             slopes[name] = np.polyfit(np.log(late), np.stack(logs), 1)[0]
         return float(np.mean(slopes["DReGs"] < slopes["IWAE"]))
 
-    return jackknife(of, len(results[late[0]].mean["phi"]["IWAE"]))
+    return bootstrap(of, len(results[late[0]].mean["phi"]["IWAE"]))
 
 
 @figures.styled
-def draw(first: int, at: Findings) -> Any:
+def plot(first: int, at: Findings) -> Any:
     """Fig. 4: variance and SNR for phi and theta against K."""
     figure, axes = figures.new_figure(2, 2, width=2.9)
     for row, (curves, symbol) in enumerate(((at.phi, r"\phi"), (at.theta, r"\theta"))):
@@ -304,7 +303,7 @@ def draw(first: int, at: Findings) -> Any:
 
 
 @figures.styled
-def draw_bias(trained: Findings, generating: Findings) -> Any:
+def plot_bias(trained: Findings, generating: Findings) -> Any:
     """The bias that comes of dropping the indirect score functions, beside that of STL."""
     figure, axes = figures.new_figure(2, width=2.9)
     labels = {

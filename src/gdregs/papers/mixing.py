@@ -237,6 +237,10 @@ def run(settings: Settings, progress: Callable[[int], Any] = lambda cost: None) 
         "digits VAE": follow_digits(settings, progress),
     }
     numbers = {
+        "draws": {
+            "linear VAE": settings.num_groups * settings.linear_draws,
+            "digits VAE": settings.num_groups * settings.digits_draws,
+        },
         "runs": {
             name: [
                 {
@@ -255,7 +259,7 @@ def run(settings: Settings, progress: Callable[[int], Any] = lambda cost: None) 
             for name, points in runs.items()
         },
     }
-    return Result(settings, numbers, judge(runs), {"mixing": draw(runs)})
+    return Result(settings, numbers, judge(runs), {"mixing": plot(runs)})
 
 
 def judge(runs: dict[str, list[Point]]) -> list[Claim]:
@@ -319,7 +323,7 @@ def _gdregs_over_naive(point: Point, layer: str) -> Measured:
 
 
 @figures.styled
-def draw(runs: dict[str, list[Point]]) -> Any:
+def plot(runs: dict[str, list[Point]]) -> Any:
     """Variances relative to the naive estimator's, and the strengths, over the training runs."""
     figure, axes = figures.new_figure(3, 2, width=2.6)
     for row, (name, points) in zip(axes, runs.items(), strict=True):

@@ -103,7 +103,10 @@ def write_page(folder: Path, titles: Mapping[str, str]) -> str:
         )
     parts.append(
         "Numbers are given with their standard error. A verdict is given where the number clears"
-        " its limit by 3 of them.\n"
+        " its limit by 3 of them. Variances and SNRs against K are averages over parameters and"
+        " medians over groups of draws: at large K doubly reparameterized gradients have rare draws"
+        " that are larger than all others by orders of magnitude. The means over groups are in the"
+        " JSON files, as `mean_variance`.\n"
     )
     write_text(folder / PAGE, "\n\n".join(parts))
     return PAGE

@@ -8,9 +8,7 @@ data points, against the number of importance samples K.
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable
-from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import jax
@@ -20,18 +18,11 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float, PRNGKeyArray
 
 import gdregs
-from gdregs.papers import claims, figures
-from gdregs.papers.claims import Claim
-from gdregs.papers.curves import (
-    largest_z_score,
-    relative_bias,
-    summarise,
-    table,
-    variance_ratio,
-)
+from gdregs.papers.curves import relative_bias, summarise, table
 from gdregs.papers.drawn import DrawnNormal
 from gdregs.papers.measure import Measured, Moments, compile_measurement, jackknife, join
 from gdregs.papers.results import Result
+from gdregs.papers.toy_claims import DIFFERENCES, judge, plot
 
 TITLE = "Simple Gaussian system"
 
@@ -43,6 +34,7 @@ ESTIMATORS = {
     "RWS-DReGs": (gdregs.IWAE(), "rws-dregs"),
     "JVI": (gdregs.JVI(), "naive"),
     "JVI-DReGs": (gdregs.JVI(), "dregs"),
+    "K ELBOs": (gdregs.ELBO(), "naive"),
 }
 """Objective and posterior estimator by name."""
 
@@ -54,7 +46,7 @@ SIGNALS = {name: name for name in ESTIMATORS} | {
 """For each estimator, the one of the same expectation whose mean is known best."""
 
 FROM_TWO = ("RWS", "RWS-DReGs", "JVI", "JVI-DReGs")
-"""At K = 1 JVI is IWAE, and the expectation of RWS is 0."""
+"""These start at K = 2: at K = 1 JVI is IWAE, and the expectation of RWS is 0."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,8 +158,7 @@ def make_draw(num_samples: int, block_size: int = 16):
         gradients, bounds = jax.lax.map(functools.partial(block, problem), (*inputs, keys))
         gradients = jax.tree.map(lambda leaf: leaf.reshape(num_data, dim), gradients)
         differences = {
-            f"{name} - IWAE-DReGs": gradients[name] - gradients["IWAE-DReGs"]
-            for name in ("IWAE", "STL")
+            f"{one} - {other}": gradients[one] - gradients[other] for one, other in DIFFERENCES
         }
         return {**gradients, **differences}, jnp.sum(bounds) / num_data
 
@@ -230,10 +221,8 @@ def run(settings: Settings, progress: Callable[[int], Any] = lambda cost: None) 
     curves = summarise(
         gradients, SIGNALS, first_fitted=settings.first_fitted, least=dict.fromkeys(FROM_TWO, 2)
     )
-    bias = {
-        name: relative_bias(gradients, f"{name} - IWAE-DReGs", "IWAE-DReGs")
-        for name in ("IWAE", "STL")
-    }
+    several = {size: moments for size, moments in gradients.items() if size > 1}
+    bias = {one: relative_bias(several, f"{one} - {other}", other) for one, other in DIFFERENCES}
     return Result(
         settings,
         {
@@ -245,135 +234,9 @@ def run(settings: Settings, progress: Callable[[int], Any] = lambda cost: None) 
             "bound": table({size: _mean(values) for size, values in bounds.items()}),
         },
         judge(settings, gradients, bounds, curves, bias),
-        {"toy": draw(settings, curves, bias)},
+        {"toy": plot(settings, curves, bias)},
     )
 
 
 def _mean(values: np.ndarray) -> Measured:
     return jackknife(lambda groups: float(values[groups].mean()), len(values))
-
-
-def judge(settings, gradients, bounds, curves, bias) -> list[Claim]:
-    """The poster's statements about this system."""
-    first, last = settings.first_fitted, settings.sizes[-1]
-    sizes = f"K = {first} ... {last:,}"
-    several = {size: moments for size, moments in gradients.items() if size > 1}
-    decades = [size for size in (1, 10, 100, 1000) if size in bounds]
-    steps = [
-        jackknife(
-            lambda g, a=a, b=b: float((bounds[b][g] - bounds[a][g]).mean()), settings.num_groups
-        )
-        for a, b in itertools.pairwise(decades if len(decades) > 1 else settings.sizes)
-    ]
-    least_step = min(steps, key=lambda step: step.value - 3 * step.error)
-    comparisons = 2 * settings.dim * (settings.dim + 1) * len(several)
-    threshold = _threshold(comparisons)
-    power = largest_z_score(several, "STL - IWAE-DReGs")
-    source = "Poster"
-    ratios = {
-        name: max(
-            (ratio for size, ratio in variance_ratio(gradients, ours, theirs).items() if size > 1),
-            key=lambda ratio: ratio.value,
-        )
-        for name, ours, theirs in (
-            ("IWAE", "IWAE-DReGs", "IWAE"), ("RWS", "RWS-DReGs", "RWS"), ("JVI", "JVI-DReGs", "JVI")
-        )
-    }  # fmt: skip
-    return [
-        claims.at_least(
-            source,
-            "The IWAE bound becomes tighter as K grows.",
-            "smallest gain (nats) from a tenfold K, to K = 1,000:",
-            least_step,
-            0.0,
-        ),
-        claims.within(
-            source,
-            r"IWAE's gradient by $\phi$ becomes worse as K grows: its SNR falls as $K^{-1/2}$.",
-            f"slope of the SNR, {sizes}:",
-            curves["IWAE"]["snr_slope"],
-            -0.5,
-            0.1,
-        ),
-        claims.within(
-            source,
-            "The SNR of IWAE-DReGs rises with K, as theory has it: as $K^{1/2}$.",
-            f"slope of the SNR, {sizes}:",
-            curves["IWAE-DReGs"]["snr_slope"],
-            0.5,
-            0.1,
-        ),
-        claims.no_outlier(
-            source,
-            "At K = 1 the expectation of the score function that STL drops is 0.",
-            "largest mean of IWAE - STL over all parameters:",
-            largest_z_score({1: gradients[1]}, "IWAE - IWAE-DReGs"),
-            _threshold(settings.dim * (settings.dim + 1)),
-            "At K = 1 a draw of STL is a draw of DReGs.",
-        ),
-        claims.at_least(
-            source,
-            "STL is biased for K > 1.",
-            f"squared bias over squared gradient at K = {last:,}:",
-            bias["STL"][last],
-            0.1,
-        ),
-        claims.no_outlier(
-            source,
-            "IWAE-DReGs is unbiased.",
-            "largest mean of IWAE - DReGs over all parameters and K > 1:",
-            largest_z_score(several, "IWAE - IWAE-DReGs"),
-            threshold,
-            f"The same comparison finds STL at {power:.0f} standard errors.",
-        ),
-        *(
-            claims.at_most(
-                source,
-                statement,
-                f"largest variance of {name}-DReGs over that of {name}, K > 1:",
-                ratios[name],
-                1.0,
-            )
-            for name, statement in (
-                ("IWAE", "IWAE-DReGs has low variance."),
-                ("RWS", "The estimator applies to RWS, whose variance it lowers."),
-                ("JVI", "The estimator applies to JVI, whose variance it lowers."),
-            )
-        ),
-    ]
-
-
-def _threshold(comparisons: int) -> float:
-    """The z-score that so many comparisons exceed once in a thousand times by chance."""
-    return NormalDist().inv_cdf(1 - 1e-3 / (2 * comparisons))
-
-
-@figures.styled
-def draw(settings, curves, bias) -> Any:
-    """Bias, variance and SNR against K."""
-    figure, axes = figures.new_figure(3, width=2.5, height=2.7)
-    left, middle, right = axes[0]
-    points = {k: b for k, b in bias["STL"].items() if b.value > 2 * b.error}
-    figures.line(
-        left, list(curves).index("STL"), list(points), [b.value**0.5 for b in points.values()],
-        "STL", [b.error / b.value**0.5 / 2 for b in points.values()],
-    )  # fmt: skip
-    left.set(title="|bias| / |gradient| of STL")
-    for number, (name, curve) in enumerate(curves.items()):
-        for panel, quantity in ((middle, "variance"), (right, "snr")):
-            figures.line(
-                panel, number, curve["sizes"], [m.value for m in curve[quantity]],
-                name, [m.error for m in curve[quantity]],
-            )  # fmt: skip
-    middle.set(title="gradient variance")
-    right.set(title="signal-to-noise ratio")
-    for panel in axes[0]:
-        figures.log_axes(panel, "importance samples K")
-    late = [size for size in settings.sizes if size >= settings.first_fitted]
-    for name, power, text in (("IWAE", -0.5, "$K^{-1/2}$"), ("IWAE-DReGs", 0.5, "$K^{1/2}$")):
-        curve = curves[name]
-        start = curve["snr"][curve["sizes"].index(late[0])].value
-        figures.rate(right, late, start, power, text)
-    handles, labels = middle.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=7, handlelength=1.5)
-    return figure
