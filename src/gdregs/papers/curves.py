@@ -29,8 +29,8 @@ def summarise(
     r"""Average variance and SNR of every estimator at every K, and their rates.
 
     The averages are over parameters; of the groups of draws it is the median (`typical`). The SNR
-    of a parameter is $|\mathrm{mean}| / \mathrm{standard\ deviation}$. Where two estimators have one
-    expectation, it is taken from the one that knows it better.
+    of a parameter is |mean| / standard deviation. Where two estimators have one expectation, it is
+    taken from the one that knows it better.
 
     Args:
         results: Moments by K, with a dict of arrays `[groups, parameters]` by estimator.
