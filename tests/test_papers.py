@@ -172,8 +172,8 @@ def test_reproduce_leaves_results_figures_and_a_page(capsys, tmp_path):
 def test_reproduce_mixing(tmp_path):
     assert main(["reproduce", "mixing", "--quick", "--out", str(tmp_path)]) == 0
     content = json.loads((tmp_path / "mixing.json").read_text())
-    assert set(content["runs"]) == {"linear VAE", "digits VAE"}
-    digits = content["runs"]["digits VAE"]
+    assert set(content["runs"]) == {mixing.LINEAR, mixing.DIGITS, mixing.DIGITS_NAIVE}
+    digits = content["runs"][mixing.DIGITS]
     assert digits[0]["alpha"] == {"z1": 0.5, "z2": 0.5}
     variance = digits[0]["variance"]
     for layer in ("z1", "z2"):
