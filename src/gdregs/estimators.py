@@ -39,8 +39,8 @@ class PosteriorEstimator(NamedTuple):
 class PriorEstimator(NamedTuple):
     r"""An estimator of the gradient by the prior's parameters $\theta$.
 
-    It is the mix $(1 - \alpha)\,$naive$\,+ \alpha\,$GDReGs, unbiased for every $\alpha$ that does
-    not depend on the draw (App. H.2). Each stochastic layer l may have its own $\alpha_l$: the
+    It is the mix $(1 - \alpha) g^{\mathrm{naive}} + \alpha g^{\mathrm{GDReGs}}$, unbiased for every
+    $\alpha$ that does not depend on the draw (App. H.2). Each stochastic layer l may have its own $\alpha_l$: the
     identity (13) holds for the parameters of each conditional by themselves.
 
     Attributes:
@@ -114,7 +114,9 @@ def interpolated_dregs(alpha: Any) -> PosteriorEstimator:
 
 
 def mixed_gdregs(alpha: Any) -> PriorEstimator:
-    r"""The mix $(1-\alpha)\,$naive$\,+\alpha\,$GDReGs, as a prior estimator (App. H.2).
+    r"""A mix of the naive estimator and GDReGs, as a prior estimator (App. H.2).
+
+    $(1-\alpha) g^{\mathrm{naive}} + \alpha g^{\mathrm{GDReGs}}$, unbiased for every fixed $\alpha$.
 
     It costs one pass, as either of the two does. `gdregs-mix` is `mixed_gdregs(0.5)`;
     `gdregs.LearnedMix` finds the $\alpha_l$ of least variance during training.
