@@ -40,8 +40,8 @@ class PriorEstimator(NamedTuple):
     r"""An estimator of the gradient by the prior's parameters $\theta$.
 
     It is the mix $(1 - \alpha) g^{\mathrm{naive}} + \alpha g^{\mathrm{GDReGs}}$, unbiased for every
-    $\alpha$ that does not depend on the draw (App. H.2). Each stochastic layer l may have its own $\alpha_l$: the
-    identity (13) holds for the parameters of each conditional by themselves.
+    $\alpha$ that does not depend on the draw (App. H.2). Each stochastic layer l may have its own
+    $\alpha_l$: the identity (13) holds for the parameters of each conditional by themselves.
 
     Attributes:
         mix: $\alpha$, or a mapping from the latents of a `gdregs.Hierarchy` to their $\alpha_l$.
