@@ -160,6 +160,9 @@ class Settings:
     seed: int = 0
 
 
+TOY = {"toy": ("toy",)}
+
+
 def example(value=2.0):
     rows = [
         claims.at_least("Sec. 1", "It grows.", "slope:", Measured(value, 0.1), 0.0),
@@ -170,7 +173,7 @@ def example(value=2.0):
 
 def test_results_say_where_they_come_from_and_are_not_written_over(tmp_path):
     folder = tmp_path / "results"
-    check_folder(folder, ("toy",), quick=False)
+    check_folder(folder, TOY, quick=False)
     assert write_result(folder, "toy", example(), seconds=1.0, quick=False) == ["toy.json"]
     content = json.loads((folder / "toy.json").read_text())
     assert content["settings"] == {"seed": 0}
@@ -183,14 +186,18 @@ def test_results_say_where_they_come_from_and_are_not_written_over(tmp_path):
     assert "1. Because." in page
     assert "Not there" not in page
 
-    check_folder(folder, ("toy",), quick=False)  # the same experiment may replace its own
+    check_folder(folder, TOY, quick=False)  # the same experiment may replace its own
+    (folder / "toy.png").write_text("my own picture")
+    with pytest.raises(UserError, match=r"toy.png is not a figure of `gdregs reproduce toy`"):
+        check_folder(folder, TOY, quick=False)
+    (folder / "toy.png").unlink()
     with pytest.raises(UserError, match="of a full run; choose another --out"):
-        check_folder(folder, ("toy",), quick=True)
+        check_folder(folder, TOY, quick=True)
     (folder / "mixing.json").write_text('{"mine": 1}')
     with pytest.raises(UserError, match="is not a result of `gdregs reproduce mixing`"):
-        check_folder(folder, ("mixing",), quick=False)
+        check_folder(folder, {"mixing": ()}, quick=False)
     (folder / "claims.md").write_text("my own notes")
     with pytest.raises(UserError, match="is not a page of claims"):
-        check_folder(folder, ("toy",), quick=False)
+        check_folder(folder, TOY, quick=False)
     with pytest.raises(UserError, match="cannot be made"):
-        check_folder(folder / "toy.json" / "x", ("toy",), quick=False)
+        check_folder(folder / "toy.json" / "x", TOY, quick=False)

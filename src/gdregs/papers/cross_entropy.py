@@ -25,6 +25,7 @@ from gdregs.papers.measure import Measured, Moments, compile_measurement, join
 from gdregs.papers.results import Result
 
 TITLE = "Cross-entropy of two Gaussians"
+FIGURES = ("cross-entropy",)
 
 INTEGRANDS = {
     "z^2": jnp.square,

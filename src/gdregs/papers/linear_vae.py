@@ -30,6 +30,7 @@ from gdregs.papers.measure import Measured, Moments, compile_measurement, join
 from gdregs.papers.results import Result
 
 TITLE = "2-layer linear VAE"
+FIGURES = ("linear-vae", "linear-vae-generating", "indirect-scores")
 
 PAIRS = {
     "IWAE": ("naive", "naive", "keep"),

@@ -29,6 +29,7 @@ from gdregs.vae.datasets import load_dataset
 from gdregs.vae.training import binarise, loss_and_diagnostics, make_epoch, make_state, make_task
 
 TITLE = "Learned mix of prior estimators"
+FIGURES = ("mixing",)
 
 LINEAR, DIGITS, DIGITS_NAIVE = "linear VAE", "digits VAE", "digits VAE, naive q"
 

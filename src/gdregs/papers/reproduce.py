@@ -40,7 +40,7 @@ def reproduce(name: str, folder: Path, *, seed: int = 0, quick: bool = False) ->
     if seed < 0:
         raise UserError("--seed must not be negative.")
     names = ANALYTIC if name == "all-analytic" else (name,)
-    check_folder(folder, names, quick)
+    check_folder(folder, {each: EXPERIMENTS[each].FIGURES for each in names}, quick)
     titles = {name: module.TITLE for name, module in EXPERIMENTS.items()}
     lines = []
     for each in names:

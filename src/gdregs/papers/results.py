@@ -32,8 +32,13 @@ class Result(NamedTuple):
     figures: Mapping[str, Any]
 
 
-def check_folder(folder: Path, names: tuple[str, ...], quick: bool) -> None:
+def check_folder(folder: Path, experiments: Mapping[str, tuple[str, ...]], quick: bool) -> None:
     """Make the folder, and refuse to write over anything but what the same experiments left.
+
+    Args:
+        folder: Where results will be written.
+        experiments: The names of their figures by the names of experiments.
+        quick: Whether it will be a quick run.
 
     Raises:
         UserError: If a file of another kind is in the way, or a quick run would replace a full one.
@@ -42,15 +47,22 @@ def check_folder(folder: Path, names: tuple[str, ...], quick: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be made ({error.strerror}).") from None
-    for name in names:
+    for name, figures in experiments.items():
         path = folder / f"{name}.json"
-        if not path.exists():
-            continue
-        content = _read(path)
+        content = _read(path) if path.exists() else {"experiment": name, "quick": True}
         if content is None or content.get("experiment") != name:
-            raise UserError(f"{path} is not a result of `gdregs reproduce {name}`; choose --out.")
+            raise UserError(
+                f"{path} is not a result of `gdregs reproduce {name}`; choose another --out."
+            )
         if quick and not content.get("quick"):
             raise UserError(f"{path} is of a full run; choose another --out for a quick one.")
+        for figure in figures:
+            for file in (f"{figure}.png", f"{figure}.pdf"):
+                if (folder / file).exists() and file not in content.get("figures", ()):
+                    raise UserError(
+                        f"{folder / file} is not a figure of `gdregs reproduce {name}`; choose"
+                        " another --out."
+                    )
     page = folder / PAGE
     if page.exists() and not page.read_text().startswith(_TITLE):
         raise UserError(f"{page} is not a page of claims; choose another --out.")

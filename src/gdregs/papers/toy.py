@@ -25,6 +25,7 @@ from gdregs.papers.results import Result
 from gdregs.papers.toy_claims import DIFFERENCES, judge, plot
 
 TITLE = "Simple Gaussian system"
+FIGURES = ("toy",)
 
 ESTIMATORS = {
     "IWAE": (gdregs.IWAE(), "naive"),
