@@ -17,8 +17,7 @@ POSTERIOR_ESTIMATORS = {
     "interpolated 0.3": gdregs.interpolated_dregs(0.3),
 }
 PRIOR_ESTIMATORS = {
-    "naive": "naive",
-    "gdregs": "gdregs",
+    **{name: name for name in gdregs.PRIOR_ESTIMATORS},
     "mixed 0.3": gdregs.mixed_gdregs(0.3),
 }
 
@@ -43,7 +42,8 @@ def bound_gradients(phi, theta, lam, x, key, num_samples, objective, pair, **opt
 
 
 PAIRS = [
-    *itertools.product(gdregs.POSTERIOR_ESTIMATORS, gdregs.PRIOR_ESTIMATORS),
+    *itertools.product(gdregs.POSTERIOR_ESTIMATORS, ("naive", "gdregs")),
+    ("dregs", "gdregs-mix"),
     ("interpolated 0.3", "mixed 0.3"),
 ]
 

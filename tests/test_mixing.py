@@ -128,6 +128,42 @@ def test_weighs_each_draw_with_an_alpha_from_the_draws_before():
     assert len(np.unique(alphas["wide"])) > 20
 
 
+def test_every_step_is_unbiased_and_to_look_at_the_draw_first_is_not(optimised):
+    """A second step's gradient against the naive one of the same draw, over many runs."""
+    learned = gdregs.LearnedMix(("z",), patience=1.0)
+    theta = jnp.asarray(0.5)
+
+    def gradient(key, estimator):
+        def objective(theta):
+            return gdregs.bound(
+                gdregs.Hierarchy({"z": (dist.Normal(0.0, 1.0), ())}),
+                gdregs.Hierarchy({"z": (dist.Normal(theta, 1.5), ())}),
+                lambda z: 0 * z["z"],
+                key=key,
+                num_samples=1,
+                prior_estimator=estimator,
+            )
+
+        return jax.value_and_grad(objective)(theta)
+
+    def draw(key):
+        first, second = jax.random.split(key)
+        _, state = learned.value_and_grad(lambda e: gradient(first, e), learned.init(theta))
+        estimator = gdregs.mixed_gdregs(state.alpha)
+        return {
+            "ours": gradient(second, estimator)[1],
+            "looking first": gradient(first, estimator)[1],
+        }
+
+    def naive(key):
+        first, second = jax.random.split(key)
+        return {"ours": gradient(second, "naive")[1], "looking first": gradient(first, "naive")[1]}
+
+    check = gdregs.check_unbiased(draw, naive, jax.random.key(4), 20_000, chunk_size=2000)
+    assert abs(check.z_scores["ours"]) < check.threshold
+    assert abs(check.z_scores["looking first"]) > 3 * check.threshold
+
+
 def test_learning_costs_no_second_backward_pass(optimised):
     """Of a step that has both estimators anyway, the sums for alpha are a few per cent."""
     model = VAE(64, num_layers=2, latent_size=8, hidden_size=32, key=jax.random.key(0))

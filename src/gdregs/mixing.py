@@ -17,6 +17,9 @@ from jaxtyping import Array, Float, PyTree
 
 from gdregs.estimators import PriorEstimator, mixed_gdregs
 
+ALPHA_RANGE = (-1.0, 2.0)
+"""Estimates outside are noise of a few draws, as a rule; the optimum of (H.15) can pass 1."""
+
 ValueAndGrad = Callable[[PriorEstimator], tuple[Any, PyTree]]
 
 
@@ -178,6 +181,7 @@ class LearnedMix(eqx.Module):
         size = jnp.where(size > 0, size, 1)  # a latent without parameters keeps its start
         regular = curvature / jnp.outer(size, size) + 1e-5 * jnp.eye(len(self.latents))
         best = start - jnp.linalg.solve(regular, (slope + curvature @ start) / size) / size
+        best = jnp.clip(best, *ALPHA_RANGE)
         trust = 1 - jnp.exp(-count / self.patience)
         return jnp.where(jnp.isfinite(best), start + trust * (best - start), start)
 
