@@ -40,6 +40,11 @@ def likelihood(lam, x):
     return lambda z: reference.likelihood(lam, z, x)
 
 
+def total_bound(phi, theta, lam, x, **options):
+    """The bound of the reference's model, summed over the batch."""
+    return jnp.sum(gdregs.bound(posterior(phi, x), prior(theta), likelihood(lam, x), **options))
+
+
 def normal_model(phi, theta, x):
     """z ~ N(theta, 1), x | z ~ N(z, 1), q = N(phi, 0.8^2), for scalars or batches of them."""
     q = dist.Normal(phi, 0.8 * jnp.ones_like(x))

@@ -24,19 +24,15 @@ PRIOR_ESTIMATORS = {
 
 def bound_gradients(phi, theta, lam, x, key, num_samples, objective, pair, **options):
     def total(phi, theta, lam):
-        return jnp.sum(
-            gdregs.bound(
-                models.posterior(phi, x),
-                models.prior(theta),
-                models.likelihood(lam, x),
-                key=key,
-                num_samples=num_samples,
-                objective=OBJECTIVES[objective],
-                posterior_estimator=POSTERIOR_ESTIMATORS[pair[0]],
-                prior_estimator=PRIOR_ESTIMATORS[pair[1]],
-                **options,
-            )
-        )
+        return models.total_bound(
+            phi, theta, lam, x,
+            key=key,
+            num_samples=num_samples,
+            objective=OBJECTIVES[objective],
+            posterior_estimator=POSTERIOR_ESTIMATORS[pair[0]],
+            prior_estimator=PRIOR_ESTIMATORS[pair[1]],
+            **options,
+        )  # fmt: skip
 
     return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(phi, theta, lam)
 

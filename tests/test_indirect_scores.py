@@ -20,20 +20,8 @@ def dropped(layers, graph, z, x=None):
     return total
 
 
-def gradients(phi, theta, lam, x, key, num_samples, **options):
-    def total(phi, theta, lam):
-        return jnp.sum(
-            gdregs.bound(
-                models.posterior(phi, x),
-                models.prior(theta),
-                models.likelihood(lam, x),
-                key=key,
-                num_samples=num_samples,
-                **options,
-            )
-        )
-
-    return jax.grad(total, argnums=(0, 1, 2))(phi, theta, lam)
+def gradients(phi, theta, lam, x, **options):
+    return jax.grad(models.total_bound, argnums=(0, 1, 2))(phi, theta, lam, x, **options)
 
 
 def test_drop_equals_surrogate_losses_with_constant_parents(float64):
@@ -61,8 +49,12 @@ def test_drop_equals_surrogate_losses_with_constant_parents(float64):
 
         return jax.grad(posterior_loss)(phi), jax.grad(prior_loss)(theta)
 
-    ours = jax.jit(lambda *p: gradients(*p, x, key, num_samples, indirect_scores="drop"))
-    kept = jax.jit(lambda *p: gradients(*p, x, key, num_samples, indirect_scores="keep"))
+    ours = jax.jit(
+        lambda *p: gradients(*p, x, key=key, num_samples=num_samples, indirect_scores="drop")
+    )
+    kept = jax.jit(
+        lambda *p: gradients(*p, x, key=key, num_samples=num_samples, indirect_scores="keep")
+    )
     actual, other = ours(phi, theta, lam), kept(phi, theta, lam)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10),
@@ -82,7 +74,9 @@ def test_dropping_is_biased_and_keeping_is_not(optimised):
 
     def estimator(posterior_estimator, prior_estimator, indirect_scores):
         return lambda key: gradients(
-            phi, theta, lam, x, key, 8,
+            phi, theta, lam, x,
+            key=key,
+            num_samples=8,
             posterior_estimator=posterior_estimator,
             prior_estimator=prior_estimator,
             indirect_scores=indirect_scores,
@@ -102,8 +96,6 @@ def test_dropping_is_biased_and_keeping_is_not(optimised):
 
 
 def test_without_a_hierarchy_there_is_nothing_to_drop():
-    parts = models.normal_model(jnp.zeros(2), jnp.zeros(2), jnp.ones(2))
-
     def gradient(indirect_scores):
         return jax.grad(
             lambda phi: jnp.sum(
@@ -116,5 +108,4 @@ def test_without_a_hierarchy_there_is_nothing_to_drop():
             )
         )(jnp.zeros(2))
 
-    assert parts
     np.testing.assert_array_equal(gradient("keep"), gradient("drop"))

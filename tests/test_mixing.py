@@ -16,19 +16,8 @@ ALPHAS = {"a": 0.2, "b": 0.0, "c": 1.0}
 
 def prior_gradient(theta, key, prior_estimator, parts, **options):
     phi, lam, x = parts
-    return jax.grad(
-        lambda theta: jnp.sum(
-            gdregs.bound(
-                models.posterior(phi, x),
-                models.prior(theta),
-                models.likelihood(lam, x),
-                key=key,
-                num_samples=5,
-                prior_estimator=prior_estimator,
-                **options,
-            )
-        )
-    )(theta)
+    options |= {"key": key, "num_samples": 5, "prior_estimator": prior_estimator}
+    return jax.grad(lambda theta: models.total_bound(phi, theta, lam, x, **options))(theta)
 
 
 @pytest.mark.parametrize("num_gradient_samples", [None, 3])

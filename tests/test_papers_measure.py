@@ -21,7 +21,6 @@ from gdregs.papers.measure import (
     bootstrap,
     compile_measurement,
     jackknife,
-    join,
     slope,
     squared_norm,
     typical,
@@ -37,13 +36,27 @@ def test_groups_have_the_moments_of_their_draws():
         chunk_size=50,
         reduce=lambda mean, variance: (mean, variance),
     )
-    groups = list(measurement.groups(jax.random.key(0), 3.0, 5))
-    moments = join(groups)
+    costs = []
+    moments = measurement.run(jax.random.key(0), 3.0, 5, costs.append, 7)
+    assert costs == [7] * 5
     assert moments.mean["g"].shape == (5, 3)
     assert moments.num_draws == 400
     np.testing.assert_allclose(moments.mean["g"].mean(), 2, atol=4 * 3 / np.sqrt(6000))
     np.testing.assert_allclose(moments.variance["g"].mean(), 9, rtol=4 * np.sqrt(2 / 6000))
     assert len(np.unique(moments.mean["g"])) == 15  # groups and entries have their own draws
+
+
+def test_memory_does_not_grow_with_the_draws():
+    def memory(num_draws):
+        measurement = compile_measurement(
+            lambda key, scale: scale * jax.random.normal(key, (1000,)),
+            num_draws=num_draws,
+            chunk_size=10,
+        )
+        program = measurement.group.lower(jax.random.key(0), 1.0).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert memory(10_000) <= memory(20)
 
 
 def test_jackknife_gives_the_error_of_a_mean_and_removes_bias():

@@ -139,6 +139,14 @@ def _accumulate(grad_fn, key, num_draws, chunk_size):
     return run(key)
 
 
+def largest_by_chance(comparisons: int, false_alarm: float = 1e-3) -> float:
+    """The size that the largest of so many z-scores exceeds with probability `false_alarm`.
+
+    Bonferroni's bound, for two-sided comparisons.
+    """
+    return NormalDist().inv_cdf(1 - false_alarm / (2 * comparisons))
+
+
 class UnbiasednessCheck(NamedTuple):
     """What `check_unbiased` found.
 
@@ -235,5 +243,5 @@ def check_unbiased(
     leaves = jax.tree.leaves(z_scores)
     largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf), initial=0) for leaf in leaves]))
     num_entries = max(sum(leaf.size for leaf in leaves), 1)
-    threshold = NormalDist().inv_cdf(1 - false_alarm / (2 * num_entries))
+    threshold = largest_by_chance(num_entries, false_alarm)
     return UnbiasednessCheck(largest <= threshold, z_scores, largest, threshold, difference)

@@ -1,7 +1,6 @@
 """A paper's statement, what we measured, and whether it holds."""
 
 import dataclasses
-from statistics import NormalDist
 from typing import Any
 
 from gdregs.papers.measure import Measured
@@ -72,11 +71,6 @@ def within(
     return _decide(
         source, statement, what, measured, distance, f"{target:g} up to {margin:g}", note
     )
-
-
-def chance(comparisons: int) -> float:
-    """The z-score that so many comparisons exceed by chance once in a thousand times."""
-    return NormalDist().inv_cdf(1 - 1e-3 / (2 * comparisons))
 
 
 def no_outlier(

@@ -17,11 +17,12 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import PRNGKeyArray
 
+from gdregs.diagnostics import largest_by_chance
 from gdregs.identities import GaussianCrossEntropy, negative_cross_entropy, score_integral
 from gdregs.papers import claims, figures
 from gdregs.papers.claims import Claim
 from gdregs.papers.curves import table
-from gdregs.papers.measure import Measured, Moments, compile_measurement, join
+from gdregs.papers.measure import Measured, Moments, compile_measurement
 from gdregs.papers.results import Result
 
 TITLE = "Cross-entropy of two Gaussians"
@@ -132,11 +133,8 @@ def run(settings: Settings, progress: Callable[[int], Any] = lambda cost: None) 
     """Measure and judge."""
     grid = settings.grid()
     measurement = compile_measurement(draw_estimators, num_draws=settings.num_draws, chunk_size=500)
-    groups = []
-    for group in measurement.groups(jax.random.key(settings.seed), grid, settings.num_groups):
-        groups.append(group)
-        progress(1)
-    measured = pool(join(groups))
+    moments = measurement.run(jax.random.key(settings.seed), grid, settings.num_groups, progress)
+    measured = pool(moments)
     numbers = {
         "draws": settings.num_groups * settings.num_draws,
         "grid": {name: np.asarray(values).tolist() for name, values in grid._asdict().items()},
@@ -189,7 +187,7 @@ def judge(grid: GaussianCrossEntropy, measured: dict[str, Any]) -> list[Claim]:
         largest = max(float(np.max(z_scores(*pair))) for pair in pairs)
         return claims.no_outlier(
             source, statement, "largest distance on the grid:", largest,
-            claims.chance(points * len(pairs)), note,
+            largest_by_chance(points * len(pairs)), note,
         )  # fmt: skip
 
     mean, variance = measured["mean"], measured["variance"]

@@ -28,14 +28,16 @@ class DrawnNormal(eqx.Module):
             raise ValueError(f"There is noise {self.noise.shape} for samples {sample_shape}.")
         return self.loc[None] + self.scale[None] * self.noise
 
+    @property
+    def normal(self) -> dist.Distribution:
+        """The distribution of a sample, with the axis K."""
+        return dist.Normal(self.loc[None], self.scale[None]).to_event(1)
+
     def log_prob(self, z: Float[Array, "K *batch dim"]) -> Float[Array, "K *batch"]:
         """The log-density, in nats."""
-        deviation = (z - self.loc[None]) / self.scale[None]
-        terms = -0.5 * deviation**2 - jnp.log(self.scale)[None] - 0.5 * jnp.log(2 * jnp.pi)
-        return jnp.sum(terms, axis=-1)
+        return jnp.asarray(self.normal.log_prob(z))
 
 
 @reexpress.register(DrawnNormal)
 def _(distribution: DrawnNormal, z: Array) -> Array:
-    normal = dist.Normal(distribution.loc[None], distribution.scale[None]).to_event(1)
-    return reexpress(normal, z)
+    return reexpress(distribution.normal, z)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from gdregs.diagnostics import largest_by_chance
 from gdregs.papers import claims, figures
 from gdregs.papers.claims import Claim
 from gdregs.papers.curves import (
@@ -229,7 +230,7 @@ def judge_bias(at: Findings) -> list[Claim]:
         for m in several.values()
         for pick, name in ((pick_phi, "IWAE"), (pick_theta, "IWAE"))
     )
-    threshold = claims.chance(count)
+    threshold = largest_by_chance(count)
     largest = max(
         largest_z_score(several, "IWAE - DReGs", pick=pick_phi),
         largest_z_score(several, "IWAE - GDReGs", pick=pick_theta),

@@ -26,7 +26,7 @@ from gdregs.papers.linear_model import (
     make_data,
     make_training,
 )
-from gdregs.papers.measure import Measured, Moments, compile_measurement, join
+from gdregs.papers.measure import Measured, Moments, compile_measurement
 from gdregs.papers.results import Result
 
 TITLE = "2-layer linear VAE"
@@ -200,12 +200,11 @@ def measure(
             make_draw(x, num_samples), num_draws=settings.num_draws(num_samples), reduce=over_data
         )
         key = jax.random.fold_in(jax.random.key(settings.seed + 4), num_samples)
+        cost = _cost(settings, num_samples)
         for name, model in models.items():
-            groups = []
-            for group in measurement.groups(key, model, settings.num_groups):
-                groups.append(group)
-                progress(_cost(settings, num_samples))
-            results[name][num_samples] = join(groups)
+            results[name][num_samples] = measurement.run(
+                key, model, settings.num_groups, progress, cost
+            )
     return results
 
 

@@ -2,7 +2,7 @@
 them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -53,12 +53,21 @@ class Measurement(NamedTuple):
     group: Callable[[jax.Array, Any], Any]
     num_draws: int
 
-    def groups(self, key: jax.Array, argument: Any, num_groups: int) -> Iterator[Moments]:
-        """The moments of each group in turn, each with a leading axis of length 1."""
+    def run(
+        self,
+        key: jax.Array,
+        argument: Any,
+        num_groups: int,
+        progress: Callable[[int], Any] = lambda cost: None,
+        cost: int = 1,
+    ) -> Moments:
+        """The moments of all groups, in float64; `progress(cost)` is called after each."""
+        groups = []
         for number in range(num_groups):
-            moments = jax.device_get(self.group(jax.random.fold_in(key, number), argument))
-            mean, variance = jax.tree.map(lambda leaf: leaf[None], moments)
-            yield Moments(mean, variance, self.num_draws)
+            groups.append(jax.device_get(self.group(jax.random.fold_in(key, number), argument)))
+            progress(cost)
+        mean, variance = jax.tree.map(lambda *leaves: np.stack(leaves).astype(float), *groups)
+        return Moments(mean, variance, self.num_draws)
 
 
 def compile_measurement(
@@ -85,19 +94,6 @@ def compile_measurement(
         return reduce(moments.mean, moments.variance)
 
     return Measurement(group, num_draws)
-
-
-def join(groups: list[Moments]) -> Moments:
-    """One `Moments` of several groups, in float64."""
-
-    def stack(*leaves):
-        return np.concatenate(leaves).astype(np.float64)
-
-    return Moments(
-        jax.tree.map(stack, *(group.mean for group in groups)),
-        jax.tree.map(stack, *(group.variance for group in groups)),
-        groups[0].num_draws,
-    )
 
 
 def jackknife(statistic: Callable[[np.ndarray], Any], num_groups: int) -> Any:

@@ -22,7 +22,7 @@ from gdregs.papers import claims, figures
 from gdregs.papers.claims import Claim
 from gdregs.papers.curves import table
 from gdregs.papers.linear_model import Trained, initial_model, make_data, make_training
-from gdregs.papers.measure import Measured, Moments, compile_measurement, jackknife, join
+from gdregs.papers.measure import Measured, compile_measurement, jackknife
 from gdregs.papers.results import Result
 from gdregs.vae.config import Config
 from gdregs.vae.datasets import load_dataset
@@ -226,12 +226,9 @@ def follow_digits(
 
 def _measure(settings, measurement, argument, alpha, time, progress, cost=1) -> Point:
     key = jax.random.fold_in(jax.random.key(settings.seed + 4), time)
-    groups: list[Moments] = []
-    for group in measurement.groups(key, argument, settings.num_groups):
-        groups.append(group)
-        progress(cost)
+    moments = measurement.run(key, argument, settings.num_groups, progress, cost)
     strengths = {name: float(value) for name, value in alpha.items()}
-    return Point(time, strengths, join(groups).variance)
+    return Point(time, strengths, moments.variance)
 
 
 def ratio_to_better(point: Point, layer: str) -> Measured:

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 import gdregs
 from gdregs.papers.curves import relative_bias, summarise, table
 from gdregs.papers.drawn import DrawnNormal
-from gdregs.papers.measure import Measured, Moments, compile_measurement, jackknife, join
+from gdregs.papers.measure import Measured, Moments, compile_measurement, jackknife
 from gdregs.papers.results import Result
 from gdregs.papers.toy_claims import DIFFERENCES, judge, plot
 
@@ -193,11 +193,9 @@ def measure(settings: Settings, progress: Callable[[int], Any]) -> dict[int, Mom
             make_draw(num_samples), num_draws=settings.num_draws(num_samples), reduce=reduce
         )
         key = jax.random.fold_in(jax.random.key(settings.seed + 1), num_samples)
-        groups = []
-        for group in measurement.groups(key, problem, settings.num_groups):
-            groups.append(group)
-            progress(_cost(settings, num_samples))
-        results[num_samples] = join(groups)
+        results[num_samples] = measurement.run(
+            key, problem, settings.num_groups, progress, _cost(settings, num_samples)
+        )
     return results
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from gdregs.diagnostics import largest_by_chance
 from gdregs.papers import claims, figures
 from gdregs.papers.claims import Claim
 from gdregs.papers.curves import largest_z_score, variance_ratio
@@ -33,7 +34,7 @@ def judge(settings, gradients, bounds, curves, bias) -> list[Claim]:
     ]
     least_step = min(steps, key=lambda step: step.value - 3 * step.error)
     comparisons = 3 * settings.dim * (settings.dim + 1) * len(several)
-    threshold = claims.chance(comparisons)
+    threshold = largest_by_chance(comparisons)
     power = largest_z_score(several, "STL - IWAE-DReGs")
     source = "Poster"
     ratios = {
@@ -82,7 +83,7 @@ def judge(settings, gradients, bounds, curves, bias) -> list[Claim]:
             "At K = 1 the expectation of the score function that STL drops is 0.",
             "largest mean of IWAE - STL over all parameters:",
             largest_z_score({1: gradients[1]}, "IWAE - IWAE-DReGs"),
-            claims.chance(settings.dim * (settings.dim + 1)),
+            largest_by_chance(settings.dim * (settings.dim + 1)),
             "At K = 1 a draw of STL is a draw of DReGs.",
         ),
         claims.at_least(

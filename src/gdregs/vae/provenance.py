@@ -1,15 +1,18 @@
 """What every results file says of where its numbers come from."""
 
 import datetime
+import importlib.metadata
 import os
 import platform
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 import gdregs
+
+LIBRARIES = ("jax", "jaxlib", "numpy", "numpyro", "equinox", "optax")
+"""What the numbers depend on."""
 
 
 def provenance(command: str) -> dict[str, Any]:
@@ -20,9 +23,8 @@ def provenance(command: str) -> dict[str, Any]:
         "hardware": f"{_processor()}, {os.cpu_count()} cores, {jax.default_backend()}",
         "versions": {
             "gdregs": gdregs.__version__,
-            "jax": jax.__version__,
-            "numpy": np.__version__,
             "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in LIBRARIES},
         },
     }
 
