@@ -94,6 +94,19 @@ class Hierarchy(eqx.Module):
         Returns:
             `[K, *batch]`.
         """
+        terms = self.log_probs(z, parent_values)
+        return sum(terms.values())  # pyright: ignore[reportReturnType]
+
+    def log_probs(self, z: Any, parent_values: Any = None) -> dict[str, Float[Array, "*shape"]]:
+        r"""The log-density $\log p(z_l \mid \mathrm{pa}(l))$ of each latent, in nats.
+
+        Args:
+            z: A dict of arrays `[K, *batch, *event]`, with exactly the latents of the graph.
+            parent_values: What the conditionals see of their parents; z itself unless given.
+
+        Returns:
+            By latent, `[K, *batch]`.
+        """
         self._check_names(z)
         given = z if parent_values is None else parent_values
         terms = {
@@ -106,7 +119,7 @@ class Hierarchy(eqx.Module):
                 f"The log-densities of the latents have different shapes, {shapes}; each must be"
                 f" [K, *batch]. Event axes are declared with .to_event(...)."
             )
-        return sum(terms.values())  # pyright: ignore[reportReturnType]
+        return terms
 
     def _conditional(self, name: str, parents: tuple[str, ...], z: Mapping[str, Array]) -> Any:
         conditional = self.conditionals[name]

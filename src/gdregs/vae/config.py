@@ -47,6 +47,12 @@ class Config:
     """Passes over the training images."""
     train_images: int = 0
     """Train on the first so many images; 0: on all."""
+    test_images: int = 0
+    """Test on the first so many test images; 0: on all."""
+    record_every: int = 1
+    """Epochs from one measurement on the test images to the next; the last epoch has one too."""
+    variance_draws: int = 0
+    """Draws of the gradient for its variance, at each measurement; 0: leave it out."""
     seed: int = 0
     """Seed of the initial weights, the batches, the binarisation and the samples."""
 
@@ -55,12 +61,16 @@ class Config:
             raise UserError(
                 f"unknown dataset {self.dataset!r}; choose one of {', '.join(DATASETS)}."
             )
-        for name in ("num_layers", "latent_size", "hidden_size", "num_samples", "batch_size"):
+        positive = ("num_layers", "latent_size", "hidden_size", "num_samples", "batch_size")
+        for name in (*positive, "record_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{_flag(name)} must be at least 1; got {getattr(self, name)}.")
-        for name in ("epochs", "gradient_samples", "train_images", "seed"):
+        counts = ("epochs", "gradient_samples", "train_images", "test_images", "variance_draws")
+        for name in (*counts, "seed"):
             if getattr(self, name) < 0:
                 raise UserError(f"{_flag(name)} must not be negative; got {getattr(self, name)}.")
+        if self.variance_draws == 1:
+            raise UserError("--variance-draws must be 0 or at least 2.")
         if not 0 < self.learning_rate < float("inf"):
             raise UserError(f"--learning-rate must be positive; got {self.learning_rate}.")
         try:

@@ -7,11 +7,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, UInt8
 
-from gdregs.bound import bound_with_diagnostics
 from gdregs.diagnostics import gradient_moments
+from gdregs.objectives import IWAE
+from gdregs.vae.compiler import compiler_options
 from gdregs.vae.config import Config
 from gdregs.vae.model import VAE
-from gdregs.vae.training import Task, binarise, loss_and_diagnostics
+from gdregs.vae.training import (
+    Seeds,
+    Task,
+    TrainingState,
+    binarise,
+    loss_and_diagnostics,
+    prior_estimator,
+)
 from gdregs.weights import log_marginal
 
 TEST_KEY = 20_000
@@ -19,42 +27,59 @@ TEST_KEY = 20_000
 
 
 class Evaluation(NamedTuple):
-    """Means over a data set.
+    r"""Means over a data set.
 
     Attributes:
         bound: Eq. (2) with the run's K, in nats per image.
         standard_error: Of `bound`, over images.
         effective_sample_size: Of the K importance samples.
+        kl: By stochastic layer, the average of $\log q(z_l|\cdot) - \log p(z_l|\cdot)$ over samples
+            of the posterior, in nats per image; their sum is the KL from posterior to prior.
     """
 
     bound: Float[Array, ""]
     standard_error: Float[Array, ""]
     effective_sample_size: Float[Array, ""]
+    kl: dict[str, Float[Array, ""]]
 
 
-def make_evaluation(config: Config, task: Task, images: UInt8[Array, "count pixels"]):
-    """The compiled function that maps a model to its `Evaluation` on grey images."""
+def make_evaluation(
+    config: Config, task: Task, images: UInt8[Array, "count pixels"], seeds: Seeds | None = None
+):
+    """The compiled function that maps a model to its `Evaluation` on grey images.
+
+    The bound is (2), whatever objective the model was trained on.
+
+    Args:
+        config: The settings.
+        task: What is modelled of an image.
+        images: Grey images.
+        seeds: Map the stacked models of these.
+    """
 
     def per_image(model: VAE, x, context, key):
-        # In training's own words: the bound (2), whatever objective the model was trained on.
-        value, diagnostics = bound_with_diagnostics(
-            model.posterior(x, context),
-            model.prior(context),
-            model.likelihood(x),
-            key=key,
-            num_samples=config.num_samples,
-            posterior_estimator="naive",
-            prior_estimator="naive",
-        )
-        return value, diagnostics.effective_sample_size
+        posterior, prior = model.posterior(x, context), model.prior(context)
+        z = posterior.sample(key, (config.num_samples,))
+        log_q, log_p = posterior.log_probs(z), prior.log_probs(z)
+        log_ratios = {name: log_q[name] - log_p[name] for name in model.latents}
+        log_weights = model.likelihood(x)(z) - sum(log_ratios.values())
+        weights = jax.nn.softmax(log_weights, axis=0)
+        kl = {name: jnp.mean(ratio, axis=0) for name, ratio in log_ratios.items()}
+        return IWAE()(log_weights), 1 / jnp.sum(weights**2, axis=0), kl
 
     def evaluate(model: VAE, images):
-        bounds, sizes = _over_batches(per_image, model, task, images, config.batch_size)
+        bounds, sizes, kl = _over_batches(per_image, model, task, images, config.batch_size)
         error = jnp.std(bounds) / jnp.sqrt(bounds.shape[0])
-        return Evaluation(jnp.mean(bounds), error, jnp.mean(sizes))
+        return Evaluation(jnp.mean(bounds), error, jnp.mean(sizes), jax.tree.map(jnp.mean, kl))
 
-    compiled = eqx.filter_jit(evaluate)
-    return lambda model: compiled(model, images)
+    @jax.jit
+    def run(model, images):
+        def one(model):
+            return evaluate(model, images)
+
+        return (seeds.map(one) if seeds else one)(model)
+
+    return lambda model: run(model, images)
 
 
 def evaluate_log_marginal(
@@ -125,8 +150,8 @@ class GradientQuality(NamedTuple):
         snr: Mean over the group's parameters of |mean| / standard deviation.
     """
 
-    variance: float
-    snr: float
+    variance: Float[Array, ""]
+    snr: Float[Array, ""]
 
 
 def gradient_quality(
@@ -136,7 +161,7 @@ def gradient_quality(
     key: PRNGKeyArray,
     *,
     num_draws: int = 200,
-    first_draw: int = 0,
+    first_draw: Any = 0,
     chunk_size: int = 2,
     prior_estimator: Any = None,
 ) -> dict[str, GradientQuality]:
@@ -178,12 +203,41 @@ def gradient_quality(
     }
 
 
+def make_gradient_variance(config: Config, task: Task, seeds: Seeds | None = None):
+    """The compiled function that maps a training state to the variances of its next gradient.
+
+    Args:
+        config: The settings; `variance_draws` says how many draws.
+        task: The data.
+        seeds: Map the stacked states of these.
+
+    Returns:
+        A function of a state, whose values are sums of variances by parameter group.
+    """
+
+    def measure(state: TrainingState):
+        quality = gradient_quality(
+            state.model,
+            config,
+            task,
+            jax.random.key(TEST_KEY),
+            num_draws=config.variance_draws,
+            first_draw=state.epoch,
+            chunk_size=1,
+            prior_estimator=prior_estimator(config, state),
+        )
+        return {group: values.variance for group, values in quality.items()}
+
+    function = seeds.map(measure) if seeds else measure
+    return jax.jit(function, compiler_options=compiler_options())
+
+
 def _average(variance: PyTree, snr: PyTree) -> GradientQuality:
     variances, snrs = jax.tree.leaves(variance), jax.tree.leaves(snr)
     count = sum(leaf.size for leaf in snrs)
     if not count:
-        return GradientQuality(0.0, float("nan"))
+        return GradientQuality(jnp.asarray(0.0), jnp.asarray(jnp.nan))
     return GradientQuality(
-        float(sum(jnp.sum(leaf) for leaf in variances)),
-        float(sum(jnp.sum(leaf) for leaf in snrs) / count),
+        jnp.sum(jnp.stack([jnp.sum(leaf) for leaf in variances])),
+        jnp.sum(jnp.stack([jnp.sum(leaf) for leaf in snrs])) / count,
     )

@@ -8,19 +8,33 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 import gdregs
 from gdregs.vae.config import Config, differences, read_config
 from gdregs.vae.errors import UserError
-from gdregs.vae.evaluation import make_evaluation
+from gdregs.vae.evaluation import make_evaluation, make_gradient_variance
 from gdregs.vae.files import write_atomically, write_json, write_text
-from gdregs.vae.training import Task, TrainingState, make_epoch, make_state
+from gdregs.vae.training import (
+    Seeds,
+    Task,
+    TrainingState,
+    make_epoch,
+    make_state,
+    make_states,
+)
 
 CONFIG, METRICS, CHECKPOINT = "config.json", "metrics.jsonl", "checkpoint.eqx"
 
 
-def open_run(folder: Path, config: Config) -> None:
+def open_run(folder: Path, config: Config, seeds: Seeds | None = None) -> None:
     """Make a run folder, or check that the one that exists belongs to these settings.
+
+    Args:
+        folder: The run folder.
+        config: The settings.
+        seeds: Of a run of several seeds.
 
     Raises:
         UserError: If the folder holds something else. Nothing in it is touched then.
@@ -32,8 +46,10 @@ def open_run(folder: Path, config: Config) -> None:
             raise UserError(
                 f"{folder} holds a run with {', '.join(different)}; choose another --out."
             )
+        if read_seeds(folder) != seeds:
+            raise UserError(f"{folder} holds a run of other seeds; choose another --out.")
         if config.epochs > saved.epochs:
-            _write_config(folder, config)
+            _write_config(folder, config, seeds)
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not a run folder; choose another --out.")
@@ -41,21 +57,45 @@ def open_run(folder: Path, config: Config) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be made ({error.strerror}).") from None
-    _write_config(folder, config)
+    _write_config(folder, config, seeds)
 
 
-def _write_config(folder: Path, config: Config) -> None:
+def _write_config(folder: Path, config: Config, seeds: Seeds | None) -> None:
     versions = {"gdregs": gdregs.__version__, "jax": jax.__version__}
-    write_json(folder / CONFIG, {"config": config.to_dict(), "versions": versions})
+    content = {"config": config.to_dict(), "versions": versions}
+    if seeds:
+        content["seeds"] = seeds._asdict()
+    write_json(folder / CONFIG, content)
 
 
-def load_state(folder: Path, config: Config, task: Task) -> TrainingState:
+def read_seeds(folder: Path) -> Seeds | None:
+    """The seeds of a run folder of several; None for a run of one.
+
+    Raises:
+        UserError: If the settings cannot be read.
+    """
+    try:
+        saved = json.loads((folder / CONFIG).read_text()).get("seeds")
+        return Seeds(tuple(saved["numbers"]), bool(saved["vectorised"])) if saved else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder / CONFIG} is not the settings of a run ({error}).") from None
+
+
+def load_state(
+    folder: Path, config: Config, task: Task, seeds: Seeds | None = None
+) -> TrainingState:
     """The state after the last finished epoch, or the initial one.
+
+    Args:
+        folder: The run folder.
+        config: The settings.
+        task: The data.
+        seeds: Of a run of several seeds, whose states are stacked.
 
     Raises:
         UserError: If the checkpoint is truncated, corrupt or of another model.
     """
-    initial = make_state(config, task)
+    initial = make_state(config, task) if seeds is None else make_states(config, task, seeds)
     path = folder / CHECKPOINT
     if not path.exists():
         return initial
@@ -93,6 +133,7 @@ def train(
     config: Config,
     task: Task,
     report: Callable[[dict[str, Any]], None] = lambda row: None,
+    seeds: Seeds | None = None,
 ) -> TrainingState:
     """Train up to `config.epochs`, from wherever the run folder stands.
 
@@ -104,39 +145,80 @@ def train(
         config: The settings.
         task: The data.
         report: Called with the metrics of every finished epoch.
+        seeds: Train these in one program instead of the settings' seed; vectorised ones are spread
+            over all devices. States are stacked, and the metrics are lists with an entry a seed.
 
     Returns:
         The state after the last epoch.
     """
-    state = load_state(folder, config, task)
-    first = int(state.epoch)
+    state = load_state(folder, config, task, seeds)
+    first = epochs_done(state)
     rows = [row for row in read_metrics(folder) if row["epoch"] <= first]
     text = "".join(json.dumps(row) + "\n" for row in rows)
     write_text(folder / METRICS, text)
     if first >= config.epochs:
         return state
-    run_epoch = make_epoch(config, task)
-    evaluate = make_evaluation(config, task, task.test)
+    if seeds and seeds.vectorised:
+        state, task = spread_over_devices(state, task, len(seeds.numbers))
+    run_epoch = make_epoch(config, task, seeds)
+    measure = _make_measurement(config, task, seeds)
     num_images = task.train.shape[0] // config.batch_size * config.batch_size
+    num_images *= len(seeds.numbers) if seeds else 1
     for epoch in range(first + 1, config.epochs + 1):
         begun = time.perf_counter()
         state, metrics = jax.block_until_ready(run_epoch(state))
         seconds = time.perf_counter() - begun
-        test = evaluate(state.model)
         row = {
             "epoch": epoch,
-            "train_bound": float(metrics.bound),
-            "test_bound": float(test.bound),
-            "effective_sample_size": float(metrics.effective_sample_size),
-            "weight_kept": float(metrics.weight_kept),
+            "train_bound": metrics.bound,
+            "effective_sample_size": metrics.effective_sample_size,
+            "weight_kept": metrics.weight_kept,
             "images_per_second": num_images / seconds,
             "seconds": seconds,
         }
         if state.mix is not None:
-            row["alpha"] = {name: float(alpha) for name, alpha in state.mix.alpha.items()}
+            row["alpha"] = state.mix.alpha
+        if epoch % config.record_every == 0 or epoch == config.epochs:
+            row |= measure(state)
+        row = jax.tree.map(lambda value: np.asarray(value).tolist(), row)
         with open(folder / METRICS, "a") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
         save_state(folder, state)
         report(row)
     return state
+
+
+def epochs_done(state: TrainingState) -> int:
+    """How many epochs a state, or stacked states, have behind them."""
+    return int(np.max(np.asarray(state.epoch)))
+
+
+def spread_over_devices(
+    state: TrainingState, task: Task, num_seeds: int
+) -> tuple[TrainingState, Task]:
+    """Put stacked states on as many devices as divide their number, and the data on each."""
+    count = max(n for n in range(1, jax.device_count() + 1) if num_seeds % n == 0)
+    if count == 1:
+        return state, task
+    mesh = jax.make_mesh((count,), ("seed",), devices=jax.devices()[:count])
+    over_seeds, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (["seed"], []))
+    train, test = jax.device_put((task.train, task.test), everywhere)
+    return jax.device_put(state, over_seeds), task._replace(train=train, test=test)
+
+
+def _make_measurement(config: Config, task: Task, seeds: Seeds | None):
+    """What is measured on a schedule: the test bound, the KL of each layer, the variances."""
+    evaluate = make_evaluation(config, task, task.test, seeds)
+    vary = make_gradient_variance(config, task, seeds) if config.variance_draws else None
+
+    def measure(state):
+        test = evaluate(state.model)
+        measured = {
+            "test_bound": test.bound,
+            "test_effective_sample_size": test.effective_sample_size,
+            "kl": test.kl,
+        }
+        return measured if vary is None else measured | {"variance": vary(state)}
+
+    return measure

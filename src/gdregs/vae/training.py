@@ -1,17 +1,20 @@
 """Training: a whole epoch under one scan, with the data on the device."""
 
+import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, UInt8
 
 from gdregs.bound import bound_with_diagnostics
 from gdregs.estimators import mixed_gdregs
 from gdregs.mixing import LearnedMix, MixState
+from gdregs.vae.compiler import compiler_options
 from gdregs.vae.config import Config
 from gdregs.vae.datasets import Dataset
 from gdregs.vae.errors import UserError
@@ -72,10 +75,11 @@ def make_task(config: Config, dataset: Dataset) -> Task:
         raise UserError(
             f"--batch-size {config.batch_size} is more than the {len(train)} training images."
         )
+    test = dataset.test[: config.test_images or None]
     height, width = train.shape[1:]
     return Task(
         jnp.asarray(train.reshape(len(train), -1)),
-        jnp.asarray(dataset.test.reshape(len(dataset.test), -1)),
+        jnp.asarray(test.reshape(len(test), -1)),
         dataset.levels,
         height // 2 * width if config.conditional else 0,
         (height, width),
@@ -95,6 +99,32 @@ def make_state(config: Config, task: Task) -> TrainingState:
     parameters = eqx.filter(model, eqx.is_array)
     mix = learned_mix(config).init(parameters) if learns_mix(config) else None
     return TrainingState(model, _optimiser(config).init(parameters), jnp.asarray(0), mix)
+
+
+class Seeds(NamedTuple):
+    """Seeds that are trained in one program, their states stacked along a leading axis.
+
+    Attributes:
+        numbers: The seeds.
+        vectorised: Whether they train together, under `vmap`, or one after another.
+    """
+
+    numbers: tuple[int, ...]
+    vectorised: bool
+
+    def map(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """A function of one seed's state (or any pytree) as one of the stacked states."""
+        return jax.vmap(function) if self.vectorised else functools.partial(jax.lax.map, function)
+
+    def keys(self) -> Key[Array, " seeds"]:
+        """The random key that each seed stands for."""
+        return jnp.stack([jax.random.key(number) for number in self.numbers])
+
+
+def make_states(config: Config, task: Task, seeds: Seeds) -> TrainingState:
+    """The states before the first epoch of several seeds, stacked."""
+    states = [make_state(dataclasses.replace(config, seed=seed), task) for seed in seeds.numbers]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
 
 
 def learns_mix(config: Config) -> bool:
@@ -166,8 +196,14 @@ def loss_and_diagnostics(
     return -jnp.mean(bound), jax.tree.map(jnp.mean, diagnostics)
 
 
-def make_epoch(config: Config, task: Task):
-    """The compiled function that maps a state to the next one and the epoch's metrics."""
+def make_epoch(config: Config, task: Task, seeds: Seeds | None = None):
+    """The compiled function that maps a state to the next one and the epoch's metrics.
+
+    Args:
+        config: The settings.
+        task: The data.
+        seeds: Train these instead of the settings' seed; states and metrics are stacked then.
+    """
     num_images = task.train.shape[0]
     num_steps = num_images // config.batch_size
     optimiser = _optimiser(config)
@@ -192,9 +228,8 @@ def make_epoch(config: Config, task: Task):
             -loss, diagnostics.effective_sample_size, diagnostics.weight_kept
         )
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def epoch(state, train):
-        key = jax.random.fold_in(jax.random.key(config.seed), state.epoch + 1)
+    def epoch(state, root, train):
+        key = jax.random.fold_in(root, state.epoch + 1)
         order_key, steps_key = jax.random.split(key)
         order = jax.random.permutation(order_key, num_images)[: num_steps * config.batch_size]
         batches = order.reshape(num_steps, config.batch_size)
@@ -202,4 +237,14 @@ def make_epoch(config: Config, task: Task):
         state, metrics = jax.lax.scan(functools.partial(step, train), state, (batches, keys))
         return state._replace(epoch=state.epoch + 1), jax.tree.map(jnp.mean, metrics)
 
-    return lambda state: epoch(state, task.train)
+    root = jax.random.key(config.seed) if seeds is None else seeds.keys()
+
+    @functools.partial(jax.jit, donate_argnums=0, compiler_options=compiler_options())
+    def run(state, root, train):
+        def one(pair):
+            state, root = pair
+            return epoch(state, root, train)
+
+        return (seeds.map(one) if seeds else one)((state, root))
+
+    return lambda state: run(state, root, task.train)
