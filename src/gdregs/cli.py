@@ -1,4 +1,4 @@
-"""The command line: train, compare, evaluate, sample and reproduce."""
+"""The command line: train, compare, evaluate, sample, complete and reproduce."""
 
 import importlib.util
 import sys
@@ -6,18 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import gdregs
+from gdregs.arguments import FLAT, POSITIONAL
+from gdregs.papers.command import reproduce
 from gdregs.vae.config import Config, read_config
 from gdregs.vae.errors import UserError
 
-try:
-    import tyro
-except ImportError:  # `main` says what to install
-    _FLAT = _POSITIONAL = None
-else:
-    _FLAT = tyro.conf.arg(name="")
-    _POSITIONAL = tyro.conf.Positional
-
-Experiment = Literal["toy", "linear-vae", "cross-entropy", "mixing", "all-analytic"]
 _EXTRAS = ("matplotlib", "PIL", "pooch", "scipy", "sklearn", "tqdm", "tyro")
 
 
@@ -39,8 +32,11 @@ def main(arguments: list[str] | None = None) -> int:
         "compare": compare,
         "evaluate": evaluate,
         "sample": sample,
+        "complete": complete,
         "reproduce": reproduce,
     }
+    import tyro
+
     try:
         tyro.extras.subcommand_cli_from_dict(
             commands,
@@ -53,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         rest = (
-            "the experiments that had finished are written"
+            "what had finished is written; the same command continues"
             if given[:1] == ["reproduce"]
             else "the same command continues from here"
         )
@@ -95,17 +91,20 @@ class _EpochBar:
         from tqdm import tqdm
 
         self.bar = tqdm(total=total, initial=done, unit="epoch", dynamic_ncols=True)
+        self.test = ""
 
     def __call__(self, row: dict[str, Any]) -> None:
+        if "test_bound" in row:
+            self.test = f"test {row['test_bound']:.2f}, "
         self.bar.set_postfix_str(
-            f"bound {row['train_bound']:.2f}, test {row['test_bound']:.2f},"
-            f" ESS {row['effective_sample_size']:.1f}, {row['images_per_second']:.0f} images/s"
+            f"bound {row['train_bound']:.2f}, {self.test}"
+            f"ESS {row['effective_sample_size']:.1f}, {row['images_per_second']:.0f} images/s"
         )
         self.bar.update()
 
 
 def train(
-    config: Annotated[Config, _FLAT] = Config(),
+    config: Annotated[Config, FLAT] = Config(),
     data_dir: Path | None = None,
     out: Path | None = None,
 ) -> None:
@@ -118,7 +117,7 @@ def train(
     """
     import jax
 
-    from gdregs.vae.pictures import draw_curve, draw_samples
+    from gdregs.vae.pictures import draw_curve, draw_reconstructions, draw_samples
     from gdregs.vae.run import CONFIG, open_run, read_metrics
     from gdregs.vae.run import train as run_training
 
@@ -146,6 +145,7 @@ def train(
     draw_curve(out / "curve.png", rows, _describe(config))
     key = jax.random.key(config.seed)
     draw_samples(out / "samples.png", state.model, task, key, title=_describe(config))
+    draw_reconstructions(out / "reconstructions.png", state.model, task, key, _describe(config))
     last = rows[-1]
     kept = config.gradient_samples or config.num_samples
     print(
@@ -155,7 +155,8 @@ def train(
         f" the backward pass ran on {min(kept, config.num_samples)} samples with"
         f" {100 * last['weight_kept']:.1f}% of the weight\n"
         + _describe_mix(last)
-        + f"{out}: config.json, metrics.jsonl, checkpoint.eqx, curve.png, samples.png"
+        + f"{out}: config.json, metrics.jsonl, checkpoint.eqx, curve.png, samples.png,"
+        " reconstructions.png"
     )
 
 
@@ -167,7 +168,7 @@ def _describe_mix(row: dict[str, Any]) -> str:
 
 
 def compare(
-    config: Annotated[Config, _FLAT] = Config(epochs=40),
+    config: Annotated[Config, FLAT] = Config(epochs=40),
     data_dir: Path | None = None,
     out: Path | None = None,
     pairs: tuple[str, ...] = (),
@@ -219,7 +220,7 @@ def compare(
 
 
 def evaluate(
-    run: Annotated[Path, _POSITIONAL],
+    run: Annotated[Path, POSITIONAL],
     data_dir: Path | None = None,
     num_samples: int = 5000,
     images: int = 0,
@@ -232,6 +233,7 @@ def evaluate(
         num_samples: K for the estimate of log p(x), streamed.
         images: Use the first so many test images for log p(x); 0 uses all.
     """
+    import jax
     from tqdm import tqdm
 
     from gdregs.vae.evaluation import evaluate_log_marginal, make_evaluation
@@ -248,11 +250,12 @@ def evaluate(
         for name, data in (("train", task.train), ("test", task.test)):
             bar.set_description(f"{name} bound")
             result = make_evaluation(config, task, data)(state.model)
-            values = {field: float(value) for field, value in result._asdict().items()}
+            values: dict[str, Any] = jax.tree.map(float, result._asdict())
             rows.append(
                 (f"{name} bound, K={config.num_samples}", values["bound"], values["standard_error"])
             )
             rows.append((f"{name} effective sample size", values["effective_sample_size"], None))
+            rows += [(f"{name} KL, {layer}", kl, None) for layer, kl in values["kl"].items()]
             content[name] = values
             bar.update(data.shape[0])
         bar.set_description("log p(x)")
@@ -276,50 +279,82 @@ def evaluate(
 
 
 def sample(
-    run: Annotated[Path, _POSITIONAL],
+    run: Annotated[Path, POSITIONAL],
     data_dir: Path | None = None,
+    kind: Literal["samples", "reconstructions"] = "samples",
     count: int = 100,
     seed: int = 0,
     out: Path | None = None,
 ) -> None:
-    """Draw samples of a trained run, or completions of top halves, as a PNG sheet.
+    """Draw a sheet of a trained run's samples (completions of top halves) or reconstructions.
 
     Args:
         run: The run folder.
         data_dir: Folder with the data set's official files; without it they are downloaded.
-        count: How many samples (a conditional run's sheet has a fixed layout).
+        kind: samples, or reconstructions of test images.
+        count: How many samples (other sheets have a fixed layout).
         seed: Seed of the samples.
-        out: The PNG file; by default samples-seedN.png in the run folder.
+        out: The PNG file; by default KIND-seedN.png in the run folder.
     """
     import jax
 
-    from gdregs.vae.pictures import draw_samples
+    from gdregs.vae.pictures import draw_reconstructions, draw_samples
 
     if count < 1:
         raise UserError("--count must be at least 1.")
     config, task, state = _load(run, data_dir)
-    out = out or run / f"samples-seed{seed}.png"
-    draw_samples(out, state.model, task, jax.random.key(seed), count, _describe(config))
+    out = out or run / f"{kind}-seed{seed}.png"
+    key = jax.random.key(seed)
+    if kind == "samples":
+        draw_samples(out, state.model, task, key, count, _describe(config))
+    else:
+        draw_reconstructions(out, state.model, task, key, _describe(config))
     print(out)
 
 
-def reproduce(
-    experiment: Annotated[Experiment, _POSITIONAL],
-    out: Path = Path("results"),
+def complete(
+    run: Annotated[Path, POSITIONAL],
+    image: Path,
+    data_dir: Path | None = None,
+    ink: Literal["auto", "dark", "light"] = "auto",
+    count: int = 24,
     seed: int = 0,
-    quick: bool = False,
+    out: Path | None = None,
 ) -> None:
-    """Measure the papers' claims: results, figures, and a page with a verdict on each.
+    """Complete the top half of an image of your own with a conditional run, as a PNG sheet.
 
     Args:
-        experiment: toy, linear-vae, cross-entropy, mixing, or all-analytic for the first three.
-        out: Folder of the results; those of the same experiment are replaced.
-        seed: Seed of the data, the parameters and the draws.
-        quick: Seconds instead of minutes; the numbers then decide little.
+        run: The run folder of a conditional model.
+        image: A PNG file with a top half, or with a whole image whose top half is taken.
+        data_dir: Folder with the data set's official files; without it they are downloaded.
+        ink: dark ink on light paper, light ink on dark, or auto: the one that covers less.
+        count: How many completions.
+        seed: Seed of the binarisation and of the completions.
+        out: The PNG file; by default NAME-completed-seedN.png in the run folder.
     """
-    from gdregs.papers.reproduce import reproduce as run_experiments
+    import jax
+    import jax.numpy as jnp
 
-    print("\n".join(run_experiments(experiment, out, seed=seed, quick=quick)))
+    from gdregs.vae.pictures import draw_completions
+    from gdregs.vae.training import binarise
+    from gdregs.vae.user_image import read_top_half
+
+    if count < 1:
+        raise UserError("--count must be at least 1.")
+    config = read_config(run / "config.json")
+    if not config.conditional:
+        raise UserError(
+            f"{run} is unconditional; `gdregs train --conditional` makes one that fits."
+        )
+    config, task, state = _load(run, data_dir)
+    top = read_top_half(image, task.shape, ink)
+    out = out or run / f"{image.stem}-completed-seed{seed}.png"
+    if out.exists() and out.samefile(image):
+        raise UserError(f"{out} is the image itself; choose another --out.")
+    image_key, sample_key = jax.random.split(jax.random.key(seed))
+    context = binarise(image_key, jnp.asarray(top.reshape(1, -1)), 255)[0]
+    draw_completions(out, state.model, task, context, sample_key, count, _describe(config))
+    print(out)
 
 
 def _load(run: Path, data_dir: Path | None):

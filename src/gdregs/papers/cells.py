@@ -81,7 +81,7 @@ def run_group(
     group: Group,
     config: Config,
     task: Task,
-    report: Callable[[dict[str, Any]], None] = lambda row: None,
+    report: Callable[[dict[str, Any]], Any] = lambda row: None,
 ) -> None:
     """Train a group to the end, from wherever it stands, and write each seed out as a run.
 

@@ -12,7 +12,8 @@ DATASETS = ("mnist", "omniglot", "fashion-mnist")
 SEEDS = 5
 
 _PAPER = Config(epochs=1000, gradient_samples=0, variance_draws=20)
-"""Sec. 5.2 and App. G.2: what all cells of Tables 1 and 2 share. Backward passes take all K samples."""
+"""Sec. 5.2 and App. G.2: what all cells of Tables 1 and 2 share. The backward pass takes
+all K samples."""
 _POSTER = dataclasses.replace(_PAPER, num_layers=1, hidden_size=200)
 """The poster's networks; its length of training is not stated, so that we take the paper's."""
 _DIGITS = dataclasses.replace(

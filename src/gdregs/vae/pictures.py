@@ -29,9 +29,11 @@ def draw_curve(path: Path, rows: list[dict[str, Any]], title: str) -> None:
     bounds, weights = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in rows]
     marker = "o" if len(rows) < 20 else None
-    for name, label in (("train_bound", "train"), ("test_bound", "test")):
-        bounds.plot(epochs, [row[name] for row in rows], label=label, marker=marker, ms=3)
-    _zoom_on_the_end(bounds, [row[name] for row in rows for name in ("train_bound", "test_bound")])
+    names = {"train_bound": "train", "test_bound": "test"}
+    for name, label in names.items():
+        points = [(row["epoch"], row[name]) for row in rows if name in row]
+        bounds.plot(*zip(*points, strict=True), label=label, marker=marker, ms=3)
+    _zoom_on_the_end(bounds, [row[name] for row in rows for name in names if name in row])
     figure.suptitle(title)
     bounds.set(xlabel="epoch", ylabel="bound (nats per image)")
     bounds.legend()
@@ -108,6 +110,52 @@ def draw_samples(
         rows.append(jnp.concatenate([context, completed], axis=1))
     sheet = np.asarray(jnp.concatenate(rows)).reshape(-1, height, width)
     _draw_sheet(path, sheet, len(rows), title)
+
+
+@eqx.filter_jit
+def _reconstruct_pixels(
+    model: VAE, x: Float[Array, "batch pixels"], context: Any, key: PRNGKeyArray
+) -> Float[Array, "batch pixels"]:
+    """Probabilities of the pixels, given a sample of the posterior."""
+    z = model.posterior(x, context).sample(key, (1,))
+    return jax.nn.sigmoid(model.logits(z))[0]
+
+
+def draw_reconstructions(
+    path: Path, model: VAE, task: Task, key: PRNGKeyArray, title: str = ""
+) -> None:
+    """Binarised test images, and below each what the model makes of a sample of its posterior."""
+    height, width = task.shape
+    columns, blocks = 12, 4
+    image_key, sample_key = jax.random.split(key)
+    chosen = jnp.linspace(0, task.test.shape[0] - 1, columns * blocks).astype(int)
+    images = binarise(image_key, task.test[chosen], task.levels)
+    x, context = task.split(images)
+    pixels = _reconstruct_pixels(model, x, context, sample_key)
+    if context is not None:
+        pixels = jnp.concatenate([context, pixels], axis=1)
+    pairs = [values.reshape(blocks, columns, height, width) for values in (images, pixels)]
+    sheet = np.stack([np.asarray(values) for values in pairs], axis=1)
+    _draw_sheet(path, sheet.reshape(-1, height, width), 2 * blocks, title)
+
+
+def draw_completions(
+    path: Path,
+    model: VAE,
+    task: Task,
+    context: Float[Array, " context"],
+    key: PRNGKeyArray,
+    count: int,
+    title: str = "",
+) -> None:
+    """One given top half, and several completions by the model."""
+    height, width = task.shape
+    given = jnp.broadcast_to(context[None], (count, context.shape[0]))
+    pixels = _sample_pixels(model, given, count, key)
+    completed = jnp.concatenate([given, pixels], axis=1)
+    alone = jnp.pad(context, (0, completed.shape[1] - context.shape[0]))[None]
+    sheet = np.asarray(jnp.concatenate([alone, completed])).reshape(-1, height, width)
+    _draw_sheet(path, sheet, max(round((count + 1) ** 0.5), 1), title)
 
 
 def draw_comparison(path: Path, results: list[dict[str, Any]], title: str) -> None:

@@ -132,7 +132,7 @@ def train(
     folder: Path,
     config: Config,
     task: Task,
-    report: Callable[[dict[str, Any]], None] = lambda row: None,
+    report: Callable[[dict[str, Any]], Any] = lambda row: None,
     seeds: Seeds | None = None,
 ) -> TrainingState:
     """Train up to `config.epochs`, from wherever the run folder stands.

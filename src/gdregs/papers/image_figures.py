@@ -1,0 +1,178 @@
+"""The figures of the image models: Fig. 6, 7, G.1 and G.2, and curves of any cells."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gdregs.papers.figures import COLOURS, new_figure, styled
+from gdregs.papers.grid import task_name
+from gdregs.papers.tables import Cell
+from gdregs.vae.compare import PAPER_PAIRS
+
+_SPREAD = 1.96
+"""The figures' shaded areas are so many standard deviations over seeds."""
+
+
+class Column(NamedTuple):
+    """One column of a figure.
+
+    Attributes:
+        title: What is shown.
+        read: Maps a row of metrics to the number; raises KeyError where it was not recorded.
+        log: Whether the axis is logarithmic.
+    """
+
+    title: str
+    read: Callable[[dict[str, Any]], float]
+    log: bool = False
+
+
+TEST = Column("test objective", lambda row: row["test_bound"])
+TRAIN = Column("train objective", lambda row: row["train_bound"])
+PRIOR = Column("variance, prior", lambda row: row["variance"]["prior"], log=True)
+POSTERIOR = Column("variance, posterior", lambda row: row["variance"]["posterior"], log=True)
+LIKELIHOOD = Column("variance, likelihood", lambda row: row["variance"]["likelihood"], log=True)
+KL = Column("total KL (nats)", lambda row: sum(row["kl"].values()))
+SIZE = Column("effective sample size", lambda row: row["test_effective_sample_size"])
+
+
+class Layout(NamedTuple):
+    """A figure of the paper.
+
+    Attributes:
+        title: What it shows.
+        tasks: Its rows, as `task_name` spells them.
+        columns: Its columns.
+    """
+
+    title: str
+    tasks: tuple[str, ...]
+    columns: tuple[Column, ...]
+
+
+LAYOUTS: dict[str, Layout] = {
+    "figure6": Layout(
+        "Conditional modelling of MNIST, 1 and 2 layers (Fig. 6)",
+        ("mnist-conditional-L1", "mnist-conditional-L2"),
+        (TEST, PRIOR, POSTERIOR),
+    ),
+    "figure7": Layout(
+        "Unconditional modelling of Fashion-MNIST, 3 layers (Fig. 7)",
+        ("fashion-mnist-L3",),
+        (TEST, PRIOR, POSTERIOR),
+    ),
+    "figureG1": Layout(
+        "Conditional modelling, 1 and 3 layers (Fig. G.1)",
+        (
+            "mnist-conditional-L1",
+            "mnist-conditional-L3",
+            "fashion-mnist-conditional-L1",
+            "fashion-mnist-conditional-L3",
+        ),
+        (TEST, PRIOR, POSTERIOR, LIKELIHOOD),
+    ),
+    "figureG2": Layout(
+        "Conditional and unconditional modelling of Fashion-MNIST, 3 layers (Fig. G.2)",
+        ("fashion-mnist-conditional-L3", "fashion-mnist-L3"),
+        (TRAIN, TEST, PRIOR, KL),
+    ),
+}
+EVERYTHING = (TRAIN, TEST, PRIOR, POSTERIOR, LIKELIHOOD, KL, SIZE)
+
+
+@styled
+def draw_cells(
+    cells: Sequence[Cell], columns: Sequence[Column], tasks: Sequence[str] | None = None
+) -> Any:
+    """A row for each task, a column for each quantity, a line for each pair of estimators.
+
+    Args:
+        cells: The cells; those of other tasks are left out.
+        columns: What to show.
+        tasks: The rows, in order; by default all that the cells have.
+
+    Returns:
+        The figure, or None where no task has a cell.
+    """
+    present = dict.fromkeys(cell.row_name for cell in cells)
+    rows = [task for task in (tasks or present) if task in present]
+    if not rows:
+        return None
+    figure, axes = new_figure(len(columns), len(rows), width=2.3, height=1.9)
+    for place, task in enumerate(rows):
+        members = [cell for cell in cells if cell.row_name == task]
+        for axis, column in zip(axes[place], columns, strict=True):
+            for cell in members:
+                _draw_line(axis, cell, column)
+            if column.log:
+                axis.set_yscale("log")
+            if column is TEST or column is TRAIN:
+                _show_the_end(axis)
+            if place == 0:
+                axis.set_title(column.title)
+            if place == len(rows) - 1:
+                axis.set_xlabel("epoch")
+        axes[place][0].set_ylabel(task)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6))
+    return figure
+
+
+def _draw_line(axis: Any, cell: Cell, column: Column) -> None:
+    recorded = [
+        [(row["epoch"], column.read(row)) for row in rows if _has(column, row)]
+        for rows in cell.rows
+    ]
+    if not recorded or not recorded[0]:
+        return
+    epochs = np.array([epoch for epoch, _ in recorded[0]])
+    values = np.array([[value for _, value in series] for series in recorded])
+    colour, style, label = _style(cell)
+    centre = values.mean(axis=0)
+    marker = "." if len(epochs) < 30 else None
+    axis.plot(epochs, centre, style, color=colour, label=label, marker=marker, ms=3)
+    if len(values) > 1:
+        spread = _SPREAD * values.std(axis=0, ddof=1)
+        low = np.maximum(centre - spread, centre / 100) if column.log else centre - spread
+        axis.fill_between(epochs, low, centre + spread, color=colour, alpha=0.15, lw=0)
+
+
+def _style(cell: Cell) -> tuple[str, str, str]:
+    """Colour by the posterior's estimator, dashes by the prior's; dotted where resampled."""
+    posterior, prior = cell.config.posterior_estimator, cell.config.prior_estimator
+    names = ("naive", "stl", "dregs", "rws", "rws-dregs")
+    colour = COLOURS[names.index(posterior)] if posterior in names else COLOURS[-1]
+    style = "-" if prior == "gdregs" else "--"
+    label = cell.pair
+    if cell.config.gradient_samples:
+        style, label = ":", f"{label}, M = {cell.config.gradient_samples}"
+    return colour, style, label
+
+
+def _has(column: Column, row: dict[str, Any]) -> bool:
+    try:
+        return bool(np.isfinite(column.read(row)))
+    except KeyError:
+        return False
+
+
+def _show_the_end(axis: Any) -> None:
+    """Leave the steep start out, where it would flatten what tells the lines apart."""
+    values = np.concatenate([line.get_ydata() for line in axis.lines] or [np.zeros(1)])
+    longest = max((len(line.get_ydata()) for line in axis.lines), default=0)
+    if longest < 8:
+        return
+    late = np.concatenate([line.get_ydata()[longest // 4 :] for line in axis.lines])
+    low, high = late.min(), values.max()
+    axis.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+
+
+def order(cells: Sequence[Cell]) -> list[Cell]:
+    """Cells by task, and within it as the papers' tables have their columns."""
+    known = {pair: place for place, pair in enumerate(PAPER_PAIRS)}
+    tasks = list(dict.fromkeys(task_name(cell.config) for cell in cells))
+    return sorted(
+        cells,
+        key=lambda cell: (tasks.index(task_name(cell.config)), known.get(cell.pair, len(known))),
+    )

@@ -1,0 +1,234 @@
+"""`gdregs reproduce table1 | table2 | poster | digits | figures`: run, resume, collect, compare."""
+
+import dataclasses
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from gdregs.papers.figures import save_figure
+from gdregs.papers.grid import GRIDS, SEEDS, Grid, Scale, task_name
+from gdregs.papers.image_figures import EVERYTHING, LAYOUTS, draw_cells, order
+from gdregs.papers.results import check_folder
+from gdregs.papers.sweep import Where, plan, run_jobs, scale_cells
+from gdregs.papers.table_page import TITLE, format_page
+from gdregs.papers.tables import (
+    AGREES,
+    DISAGREES,
+    OPEN,
+    Cell,
+    Comparison,
+    compare,
+    rank_correlation,
+    read_cell,
+)
+from gdregs.vae.config import Config
+from gdregs.vae.datasets import Dataset
+from gdregs.vae.errors import UserError
+from gdregs.vae.files import write_json, write_text
+from gdregs.vae.provenance import provenance
+
+PAGE = "tables.md"
+NAMES = (*GRIDS, "figures")
+
+
+@dataclasses.dataclass(frozen=True)
+class Only:
+    """Which cells of a grid to run; an empty tuple means all.
+
+    Attributes:
+        datasets: Names of data sets.
+        layers: Numbers of stochastic layers.
+        pairs: Such as `dregs+gdregs`.
+    """
+
+    datasets: tuple[str, ...] = ()
+    layers: tuple[int, ...] = ()
+    pairs: tuple[str, ...] = ()
+
+    def choose(self, cells: Iterable[Config]) -> tuple[Config, ...]:
+        """The cells that are meant."""
+        return tuple(
+            cell
+            for cell in cells
+            if (not self.datasets or cell.dataset in self.datasets)
+            and (not self.layers or cell.num_layers in self.layers)
+            and (
+                not self.pairs or f"{cell.posterior_estimator}+{cell.prior_estimator}" in self.pairs
+            )
+        )
+
+
+def find_grid(name: str) -> Grid:
+    """A grid by name; `figures` is all the cells that the papers' figures show."""
+    if name in GRIDS:
+        return GRIDS[name]
+    tasks = {task for layout in LAYOUTS.values() for task in layout.tasks}
+    cells = (*GRIDS["table1"].cells, *GRIDS["table2"].cells)
+    chosen = tuple(cell for cell in cells if task_name(cell) in tasks)
+    return Grid("Figures 6, 7, G.1 and G.2", chosen, ())
+
+
+def reproduce_images(name: str, folder: Path, scale: Scale, only: Only, where: Where) -> list[str]:
+    """Train what is missing of a grid, and write results, figures and the page of tables.
+
+    Args:
+        name: One of `NAMES`.
+        folder: Where the results go; those of the same name are replaced.
+        scale: How much of the papers' computation to do.
+        only: Which cells.
+        where: Where the runs are and how they are run.
+
+    Returns:
+        Lines that say what was found and where it stands.
+
+    Raises:
+        UserError: If nothing is left to run, a file is in the way, or jobs have failed.
+    """
+    _check_scale(scale)
+    grid = find_grid(name)
+    originals = only.choose(grid.cells), only.choose(grid.twins)
+    if not any(originals):
+        raise UserError(f"{name} has no such cells; {_describe_choice(grid)}.")
+    _check_folder(folder, name)
+    cells, datasets = scale_cells(originals[0], scale, where.data_dir)
+    twins, more = scale_cells(originals[1], scale, where.data_dir)
+    datasets |= more
+    jobs, done = plan([*cells, *twins], scale.seeds, where)
+    text = describe_scale(grid, originals, scale, datasets)
+    print(f"{name}: {len(cells) + len(twins)} cells of {scale.seeds} seeds. {text}")
+    print(f"{done} groups of seeds are done, {len(jobs)} to do in {where.runs}, {_how(where)}.")
+    run_jobs(jobs, where)
+    measured, resampled = (_collect(where, some, scale.seeds) for some in (cells, twins))
+    lines = write_results(folder, name, grid.title, measured, resampled, text)
+    return [*lines, f"{folder / PAGE}: ours beside the published tables"]
+
+
+def _check_scale(scale: Scale) -> None:
+    for flag, value in (
+        ("--epochs", scale.epochs), ("--seeds", scale.seeds), ("--subset", scale.images),
+    ):  # fmt: skip
+        if value is not None and value < 1:
+            raise UserError(f"{flag} must be at least 1; got {value}.")
+
+
+def _describe_choice(grid: Grid) -> str:
+    datasets = dict.fromkeys(cell.dataset for cell in grid.cells)
+    layers = sorted({cell.num_layers for cell in grid.cells})
+    pairs = dict.fromkeys(f"{c.posterior_estimator}+{c.prior_estimator}" for c in grid.cells)
+    return (
+        f"it has --datasets {' '.join(datasets)}, --layers {' '.join(map(str, layers))},"
+        f" --pairs {' '.join(pairs)}"
+    )
+
+
+def _how(where: Where) -> str:
+    seeds = "seeds under vmap" if where.vectorised else "seeds one after another"
+    devices = jax.device_count()
+    kind = f"{devices} {jax.default_backend()} device{'s' if devices > 1 else ''}"
+    return f"executor {where.executor}, {seeds}, {kind}"
+
+
+def describe_scale(
+    grid: Grid, chosen: tuple[Any, Any], scale: Scale, datasets: dict[str, Dataset]
+) -> str:
+    """How much of the grid's own size a run is, in a sentence."""
+    parts = []
+    full_epochs = max(cell.epochs for cell in grid.cells)
+    epochs = scale.epochs or full_epochs
+    if epochs != full_epochs:
+        parts.append(f"{epochs} of {full_epochs:,} epochs")
+    if scale.seeds != SEEDS:
+        parts.append(f"{scale.seeds} of {SEEDS} seeds")
+    if scale.images is not None:
+        parts += [
+            f"{scale.images:,} of {len(data.train):,} training images of {name} and the same share"
+            " of its test images"
+            for name, data in datasets.items()
+            if scale.images < len(data.train)
+        ]
+    count, total = sum(map(len, chosen)), len(grid.cells) + len(grid.twins)
+    if count < total:
+        parts.append(f"{count} of {total} cells")
+    small_omniglot = [
+        f"Omniglot is the part that was found ({len(data.train):,} training images, not 24,345)"
+        for name, data in datasets.items()
+        if name == "omniglot" and len(data.train) != 24_345
+    ]
+    text = f"Scaled down: {', '.join(parts)}." if parts else "At full scale."
+    return " ".join([text, *(f"{note}." for note in small_omniglot)])
+
+
+def _collect(where: Where, cells: list[Config], num_seeds: int) -> list[Cell]:
+    found = [read_cell(where.runs, cell, num_seeds) for cell in cells]
+    return order([cell for cell in found if cell is not None])
+
+
+def write_results(
+    folder: Path, name: str, title: str, cells: list[Cell], twins: list[Cell], scale: str
+) -> list[str]:
+    """Write `name.json`, its figures and the page of tables; returns lines for the user."""
+    if name == "figures":
+        drawn = {
+            key: draw_cells(cells, layout.columns, layout.tasks) for key, layout in LAYOUTS.items()
+        }
+    else:
+        drawn = {f"{name}-curves": draw_cells([*cells, *twins], EVERYTHING)}
+    figures = {key: figure for key, figure in drawn.items() if figure is not None}
+    files = [f"{name}.json"]
+    for key, figure in figures.items():
+        files += save_figure(figure, folder, key)
+    comparisons = compare(name, cells)
+    by_row: dict[str, list[Cell]] = {}
+    for cell in cells:
+        by_row.setdefault(cell.row_name, []).append(cell)
+    write_json(
+        folder / f"{name}.json",
+        {
+            "experiment": name,
+            "title": title,
+            **provenance(" ".join(["gdregs", *sys.argv[1:]])),
+            "scale": scale,
+            "figures": files[1:],
+            "comparisons": [_plain(comparison) for comparison in comparisons],
+            "rank_correlation": {
+                row: rank_correlation(name, members) for row, members in by_row.items()
+            },
+            "cells": [cell.to_dict() for cell in cells],
+            "twins": [cell.to_dict() for cell in twins],
+        },
+    )
+    contents = {key: _read(folder / f"{key}.json") for key in GRIDS}
+    write_text(
+        folder / PAGE, format_page({key: content for key, content in contents.items() if content})
+    )
+    counts = Counter(comparison.verdict for comparison in comparisons)
+    verdicts = ", ".join(f"{counts[v]} {v}" for v in (AGREES, DISAGREES, OPEN) if counts[v])
+    lines = [f"{title}: of {len(comparisons)} comparisons {verdicts}"] if verdicts else []
+    return [*lines, f"  {folder}: {', '.join(files)}"]
+
+
+def _plain(comparison: Comparison) -> dict[str, Any]:
+    content = comparison._asdict()
+    for name in ("ours", "published"):
+        content[name] = content[name] and content[name]._asdict()
+    return content
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _check_folder(folder: Path, name: str) -> None:
+    figures = tuple(LAYOUTS) if name == "figures" else (f"{name}-curves",)
+    check_folder(folder, {name: figures}, quick=False)
+    page = folder / PAGE
+    if page.exists() and not page.read_text().startswith(TITLE):
+        raise UserError(f"{page} is not a page of tables; choose another --out.")

@@ -1,0 +1,189 @@
+"""The page of tables: ours beside the published ones, written from the results' JSON files."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from gdregs.papers.measure import Measured
+from gdregs.papers.published import Z95, published_bound
+from gdregs.papers.tables import AGREES, DISAGREES, OPEN
+from gdregs.vae.config import Config
+
+TITLE = "# Image models, beside the published tables"
+
+_INTRODUCTION = """\
+Test objectives are Eq. (2) with K = 64 on dynamically binarised test images, in nats per image,
+larger is better: means over seeds with 1.96 standard errors, as in the source. Pairs name the
+estimator of the posterior's gradient (φ) first and of the prior's (θ) second. A comparison
+takes the difference seed by seed: the same seeds draw the same initial weights and batches. It
+is called "agrees" or "disagrees" where the 95% confidence intervals of both our difference
+(Student's t over seeds) and the published one leave 0 out, and "undecided" otherwise; where
+nothing is published, the papers' statement is that the first is better. A run that is scaled
+down cannot be expected to reach the published numbers; what can be compared is the order.
+"""
+
+
+def format_page(contents: Mapping[str, Mapping[str, Any]]) -> str:
+    """The whole page, from the results of grids by name."""
+    parts = [TITLE, _INTRODUCTION]
+    for name, content in contents.items():
+        parts.append(_format_grid(name, content))
+    return "\n\n".join(parts) + "\n"
+
+
+def _format_grid(name: str, content: Mapping[str, Any]) -> str:
+    cells, twins = content["cells"], content["twins"]
+    parts = [
+        f"## {content['title']}",
+        f"{content['scale']} `{content['command']}`, {content['date']}, {content['hardware']}.",
+    ]
+    if cells:
+        parts.append(_format_bounds(name, cells))
+        verdicts = [row["verdict"] for row in content["comparisons"]]
+        counts = ", ".join(
+            f"{verdicts.count(v)} {v}" for v in (AGREES, DISAGREES, OPEN) if v in verdicts
+        )
+        if counts:
+            parts.append(f"Of {len(verdicts)} comparisons: {counts}.")
+            parts.append(_format_comparisons(content["comparisons"]))
+        parts.append(_format_gradients(cells))
+    if twins:
+        parts.append(_format_twins(cells, twins))
+    parts += [f"![{content['title']}]({file})" for file in content["figures"] if _is_png(file)]
+    return "\n\n".join(parts)
+
+
+def _is_png(file: str) -> bool:
+    return file.endswith(".png")
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
+    lines = [list(header), *(list(row) for row in rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _rows(cells: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Mapping[str, Any]]]:
+    rows: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for cell in cells:
+        rows.setdefault(cell["row"], {})[cell["pair"]] = cell
+    return rows
+
+
+def _pairs(cells: Iterable[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(cell["pair"] for cell in cells))
+
+
+def _with_bar(measured: Measured | None, digits: int = 2) -> str:
+    if measured is None:
+        return ""
+    if not measured.error >= 0:
+        return f"{measured.value:.{digits}f}"
+    return f"{measured.value:.{digits}f} ± {Z95 * measured.error:.{digits}f}"
+
+
+def _format_bounds(name: str, cells: list[Mapping[str, Any]]) -> str:
+    pairs = _pairs(cells)
+    lines = []
+    for row, by_pair in _rows(cells).items():
+        ours = {pair: Measured(**cell["test_bound"]) for pair, cell in by_pair.items()}
+        best = max(value.value for value in ours.values())
+        texts = {
+            pair: f"**{_with_bar(value)}**" if value.value == best else _with_bar(value)
+            for pair, value in ours.items()
+        }
+        lines.append([row, "ours", *(texts.get(pair, "") for pair in pairs)])
+        published = {
+            pair: published_bound(name, Config(**cell["config"])) for pair, cell in by_pair.items()
+        }
+        if any(published.values()):
+            lines.append(["", "published", *(_with_bar(published.get(pair)) for pair in pairs)])
+    return table(["row", "", *pairs], lines)
+
+
+def _format_comparisons(comparisons: list[Mapping[str, Any]]) -> str:
+    lines = []
+    for row in comparisons:
+        published = None if row["published"] is None else Measured(**row["published"])
+        lines.append(
+            [
+                row["question"],
+                row["row"],
+                f"{row['better']} − {row['worse']}",
+                _with_bar(Measured(**row["ours"]), 3),
+                _with_bar(published, 3),
+                f"**{row['verdict']}**" if row["verdict"] != OPEN else row["verdict"],
+            ]
+        )
+    return table(["question", "row", "difference", "ours", "published", "the order"], lines)
+
+
+def _format_gradients(cells: list[Mapping[str, Any]]) -> str:
+    """Variances at the end of training relative to those of naive+naive, KL, and ESS."""
+    lines = []
+    for row, by_pair in _rows(cells).items():
+        naive = by_pair.get("naive+naive")
+        for pair, cell in by_pair.items():
+            last = {name: _average(values) for name, values in cell["last"].items()}
+            layers = [_fixed(value, 2) for name, value in last.items() if name.startswith("kl.")]
+            ratios = [
+                _ratio(last, naive, f"variance.{group}")
+                for group in ("posterior", "prior", "likelihood")
+            ]
+            size = _fixed(last.get("test_effective_sample_size"), 2)
+            lines.append(
+                [row, pair, *ratios, " + ".join(layers), size, _fixed(last["train_bound"], 2)]
+            )
+            row = ""
+    header = ["row", "pair", "var φ", "var θ", "var λ", "KL by layer", "ESS", "train objective"]
+    return (
+        "At the end of training, means over seeds. Variances of the gradients of the posterior (φ),"
+        " prior (θ) and likelihood (λ) are relative to those of the model that was trained with"
+        " naive+naive; each model is measured with the pair that it was trained with.\n\n"
+        + table(header, lines)
+    )
+
+
+def _average(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _fixed(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _ratio(last: Mapping[str, float], naive: Mapping[str, Any] | None, name: str) -> str:
+    if naive is None or name not in last or not _average(naive["last"][name]):
+        return ""
+    return f"{last[name] / _average(naive['last'][name]):.3g}"
+
+
+def _format_twins(cells: list[Mapping[str, Any]], twins: list[Mapping[str, Any]]) -> str:
+    lines = []
+    for twin in twins:
+        same = [c for c in cells if (c["row"], c["pair"]) == (twin["row"], twin["pair"])]
+        for cell in [*same, twin]:
+            samples = cell["config"]["gradient_samples"] or cell["config"]["num_samples"]
+            last = {name: _average(values) for name, values in cell["last"].items()}
+            lines.append(
+                [
+                    cell["row"],
+                    cell["pair"],
+                    str(samples),
+                    _with_bar(Measured(**cell["test_bound"]), 3),
+                    _fixed(last["train_bound"], 2),
+                    *(
+                        _fixed(last.get(f"variance.{group}"), 2)
+                        for group in ("posterior", "prior", "likelihood")
+                    ),
+                    f"{cell['images_per_second']:.0f}",
+                ]
+            )
+    header = [
+        "row", "pair", "M of 64", "test objective", "train objective", "var φ", "var θ", "var λ",
+        "images/s",
+    ]  # fmt: skip
+    return (
+        "The backward pass on all K samples, and on M = 8 of them, resampled without bias, from the"
+        " same seeds:\n\n" + table(header, lines)
+    )
