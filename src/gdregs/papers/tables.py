@@ -89,9 +89,9 @@ class Cell(NamedTuple):
         return float(np.median([row["images_per_second"] for rows in self.rows for row in rows]))
 
 
-def flatten(row: dict[str, Any], prefix: str = "") -> dict[str, float]:
+def flatten(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested metrics as one dict, such as `kl.z1`."""
-    flat: dict[str, float] = {}
+    flat: dict[str, Any] = {}
     for name, value in row.items():
         inner = f"{prefix}{name}"
         flat |= flatten(value, f"{inner}.") if isinstance(value, dict) else {inner: value}

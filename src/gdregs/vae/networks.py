@@ -50,19 +50,17 @@ class MLP(Module):
 
     def __call__(self, *inputs: Float[Array, "..."]) -> Float[Array, "..."]:
         """Map inputs `[*batch, in]` or `[K, *batch, in]` each to an output with the most axes."""
-        shape = max((value.shape[:-1] for value in inputs), key=len)
         # Inputs with the fewest axes first: their sum is broadcast once. Those with equally many
         # share one matrix product.
-        ranks = sorted({value.ndim for value in inputs})
         hidden = self.first_bias
-        for rank in ranks:
+        for rank in sorted({value.ndim for value in inputs}):
             members = [i for i, value in enumerate(inputs) if value.ndim == rank]
             joint = jnp.concatenate([inputs[i] for i in members], axis=-1)
             weight = jnp.concatenate([self.first[i] for i in members])
-            hidden = spread(hidden, joint.shape[:-1]) + product(joint, weight)
+            hidden = plus(product(joint, weight), hidden)
         hidden = jnp.tanh(hidden)
-        hidden = jnp.tanh(product(hidden, self.second) + spread(self.second_bias, shape))
-        return product(hidden, self.last) + spread(self.last_bias, shape)
+        hidden = jnp.tanh(plus(product(hidden, self.second), self.second_bias))
+        return plus(product(hidden, self.last), self.last_bias)
 
 
 def product(values: Float[Array, "*batch inner"], matrix: Float[Array, "inner out"]) -> Array:
@@ -75,16 +73,24 @@ def product(values: Float[Array, "*batch inner"], matrix: Float[Array, "inner ou
     return rows.reshape(*values.shape[:-1], matrix.shape[-1])
 
 
-def spread(values: Float[Array, "*inner out"], shape: tuple[int, ...]) -> Array:
-    """Repeat values along the leading axes of `[*shape, out]` that they lack.
+@jax.custom_jvp
+def plus(values: Float[Array, "*batch out"], offset: Float[Array, "*inner out"]) -> Array:
+    """A sum with an offset that may lack leading axes; a derivative with a product in it.
 
-    Forward this is a broadcast; as it is written as a product with ones, its derivative is a matrix
-    product too. A sum would not share the cotangent with the products that follow it: XLA would
-    fuse the cotangent's computation into the sum, and do it once more.
+    The derivative by the offset is written as a product with ones, which transposed is a matrix
+    product. The sum that it stands for would not share the cotangent with the products around it:
+    XLA fuses the cotangent's computation into the sum, and so does it twice.
     """
-    missing = shape[: len(shape) + 1 - values.ndim]
-    repeated = jnp.ones((math.prod(missing), 1), values.dtype) @ values.reshape(1, -1)
-    return repeated.reshape(*missing, *values.shape)
+    return values + offset.reshape((1,) * (values.ndim - offset.ndim) + offset.shape)
+
+
+@plus.defjvp
+def _(primals, tangents):
+    (values, offset), (values_dot, offset_dot) = primals, tangents
+    missing = values.shape[: values.ndim - offset.ndim]
+    ones = jnp.ones((math.prod(missing), 1), offset.dtype)
+    repeated = (ones @ offset_dot.reshape(1, -1)).reshape(*missing, *offset.shape)
+    return plus(values, offset), values_dot + repeated
 
 
 def softplus(values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

@@ -9,7 +9,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import gdregs
 from gdregs.vae.config import Config, differences, read_config
@@ -201,7 +201,7 @@ def spread_over_devices(
     count = max(n for n in range(1, jax.device_count() + 1) if num_seeds % n == 0)
     if count == 1:
         return state, task
-    mesh = jax.make_mesh((count,), ("seed",), devices=jax.devices()[:count])
+    mesh = Mesh(np.array(jax.devices()[:count]), ("seed",))
     over_seeds, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (["seed"], []))
     train, test = jax.device_put((task.train, task.test), everywhere)
     return jax.device_put(state, over_seeds), task._replace(train=train, test=test)
