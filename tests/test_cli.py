@@ -29,11 +29,12 @@ def test_train_evaluate_sample(capsys, tmp_path):
     assert run("train", *SMALL, "--epochs", 2) == 0
     out = capsys.readouterr().out
     folder = tmp_path / "runs" / "digits-L2-dregs-gdregs-seed0"
-    names = {"config.json", "metrics.jsonl", "checkpoint.eqx", "curve.png", "samples.png"}
+    pictures = ("curve.png", "samples.png", "reconstructions.png")
+    names = {"config.json", "metrics.jsonl", "checkpoint.eqx", *pictures}
     assert {path.name for path in folder.iterdir()} == names
     assert "effective sample size" in out
     assert "% of the weight" in out
-    for name in ("curve.png", "samples.png"):
+    for name in pictures:
         with Image.open(folder / name) as image:
             assert min(image.size) > 300
 
@@ -52,6 +53,10 @@ def test_train_evaluate_sample(capsys, tmp_path):
 
     assert run("sample", folder, "--count", 9, "--seed", 3) == 0
     assert (folder / "samples-seed3.png").exists()
+    assert run("sample", folder, "--kind", "reconstructions") == 0
+    assert (folder / "reconstructions-seed0.png").exists()
+    assert run("complete", folder, "--image", folder / "samples.png") == 2
+    assert "is unconditional; `gdregs train --conditional`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("dataset", ["mnist", "fashion-mnist", "omniglot"])
@@ -75,6 +80,15 @@ def test_conditional_runs_complete_images(tmp_path):
     assert (folder / "samples.png").exists()
     assert run("sample", folder, "--out", tmp_path / "mine.png") == 0
     assert (tmp_path / "mine.png").exists()
+
+    Image.new("L", (8, 8), 255).save(tmp_path / "top.png")
+    assert run("complete", folder, "--image", tmp_path / "top.png", "--count", 5) == 0
+    with Image.open(folder / "top-completed-seed0.png") as image:
+        assert min(image.size) > 300
+    before = (tmp_path / "top.png").read_bytes()
+    options = ["--image", tmp_path / "top.png", "--out", tmp_path / "top.png"]
+    assert run("complete", folder, *options) == 2
+    assert (tmp_path / "top.png").read_bytes() == before
 
 
 def test_compare(capsys, tmp_path):
@@ -109,6 +123,17 @@ def test_compare(capsys, tmp_path):
         (["compare", "--pairs", "dregs"], "pair 'dregs' is not POSTERIOR+PRIOR"),
         (["compare", "--pairs", "dregs+dregs"], "prior_estimator must be one of"),
         (["compare", "--seeds", "0"], "--seeds must be at least 1"),
+        (["complete", "nowhere", "--image", "a.png"], "nowhere is not a run folder"),
+        (["reproduce", "table1", "--datasets", "cifar"], "it has --datasets mnist omniglot fash"),
+        (["reproduce", "table1", "--quick"], "--epochs, --seeds and --subset make it smaller"),
+        (["reproduce", "table2", "--epochs", "0"], "--epochs must be at least 1"),
+        (["reproduce", "digits", "--jobs", "0"], "--jobs must be at least 1"),
+        (["reproduce", "toy", "--epochs", "3"], "--epochs: only for table1"),
+        (["reproduce", "digits", "--executor-options", "a=1"], "needs --executor local or slurm"),
+        (
+            ["reproduce", "digits", "--executor", "local", "--executor-options", "a"],
+            "'a' is not NAME=VALUE",
+        ),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(capsys, tmp_path, arguments, message):

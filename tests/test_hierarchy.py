@@ -30,6 +30,19 @@ def test_density_and_samples_follow_the_graph(float64):
         np.testing.assert_allclose(jnp.var(noise, 0), 1, atol=5 * (2 / 20_000) ** 0.5)
 
 
+def test_each_latent_has_a_density_of_its_own(float64):
+    phi, _, _, x = reference.init(jax.random.key(0))
+    posterior = models.posterior(phi, x)
+    z = posterior.sample(jax.random.key(1), (5,))
+    terms = posterior.log_probs(z)
+    assert set(terms) == set(z)
+    np.testing.assert_allclose(sum(terms.values()), posterior.log_prob(z), rtol=1e-12)
+    # Moving a latent changes its own density and its children's, and no other.
+    moved = posterior.log_probs({**z, "b": z["b"] + 1})
+    changed = {name for name in terms if not np.allclose(terms[name], moved[name])}
+    assert changed == {"b"} | {c for c, parents in reference.POSTERIOR.items() if "b" in parents}
+
+
 def test_nodes_may_come_in_any_order_and_as_distributions():
     graph = {
         "top": (dist.Normal(0.0, 1.0), ()),

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpyro.distributions import kl_divergence
 
 from gdregs.vae import (
     Config,
@@ -231,3 +232,29 @@ def test_gradient_quality(data):
         for c in (naive, dregs)
     ]
     assert noise[0] > 1.2 * noise[1]
+
+
+def test_kl_of_a_layer_is_that_of_two_gaussians(data):
+    """One layer, conditional: the average over samples against the closed form."""
+    config = dataclasses.replace(
+        SMALL, conditional=True, num_layers=1, num_samples=2000, test_images=64
+    )
+    task = make_task(config, data)
+    model = make_state(config, task).model
+    found = make_evaluation(config, task, task.test)(model)
+    key = jax.random.split(jax.random.fold_in(jax.random.key(20_000), 0))[0]
+    x, context = task.split(binarise(key, task.test, task.levels))
+    q = model.posterior(x, context).conditionals["z1"]()
+    p = model.prior(context).conditionals["z1"]()
+    closed = jnp.mean(kl_divergence(q, p))
+    np.testing.assert_allclose(found.kl["z1"], closed, rtol=0.01)
+    assert found.bound.shape == ()
+
+
+def test_measurements_keep_to_their_schedule(tmp_path, data):
+    config = dataclasses.replace(SMALL, epochs=5, record_every=2, variance_draws=2, test_images=64)
+    run(tmp_path, config, data)
+    rows = read_metrics(tmp_path)
+    assert [row["epoch"] for row in rows if "test_bound" in row] == [2, 4, 5]
+    assert all(set(row["variance"]) == {"posterior", "prior", "likelihood"} for row in rows[1::2])
+    assert all(value > 0 for value in rows[-1]["variance"].values())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gdregs.vae import VAE
-from gdregs.vae.networks import MLP, softplus
+from gdregs.vae.networks import MLP, plus, product, softplus
 
 X = (jax.random.uniform(jax.random.key(0), (3, 6)) < 0.5).astype(jnp.float32)
 C = (jax.random.uniform(jax.random.key(1), (3, 4)) < 0.5).astype(jnp.float32)
@@ -93,3 +93,32 @@ def test_what_the_datapoint_contributes_is_multiplied_once_per_datapoint():
 def test_softplus():
     values = jnp.array([-100.0, -1.0, 0.0, 1.0, 100.0])
     np.testing.assert_allclose(softplus(values), jax.nn.softplus(values), rtol=1e-6)
+
+
+@pytest.mark.parametrize("shapes", [((4,), (5, 4)), ((3, 4), (5, 3, 4)), ((4,), (5, 3, 4))])
+def test_products_and_offsets_have_the_derivatives_of_plain_ones(shapes):
+    inner, shape = shapes
+    keys = jax.random.split(jax.random.key(0), 4)
+    values, tangent = (jax.random.normal(key, shape) for key in keys[:2])
+    offset, matrix = jax.random.normal(keys[2], inner), jax.random.normal(keys[3], (4, 4))
+
+    def ours(values, matrix, offset):
+        return jnp.sum(jnp.sin(plus(product(values, matrix), offset)))
+
+    def plain(values, matrix, offset):
+        with jax.numpy_rank_promotion("allow"):
+            return jnp.sum(jnp.sin(values @ matrix + offset))
+
+    for transform in (
+        jax.grad(ours, (0, 1, 2)), jax.jit(jax.grad(ours, (0, 1, 2))),
+    ):  # fmt: skip
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+            transform(values, matrix, offset),
+            jax.grad(plain, (0, 1, 2))(values, matrix, offset),
+        )
+    forward = [
+        jax.jvp(lambda v, f=f: f(v, matrix, offset), (values,), (tangent,))[1]
+        for f in (ours, plain)
+    ]
+    np.testing.assert_allclose(*forward, rtol=1e-4)

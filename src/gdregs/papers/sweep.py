@@ -130,8 +130,7 @@ def _submit(jobs: list[Job], where: Where, bar: tqdm) -> None:
                 running.remove(entry)
                 error = entry[1].exception()
                 if error is not None:
-                    lines = str(error).strip().splitlines() or [type(error).__name__]
-                    failed.append((entry[0], lines[-1]))
+                    failed.append((entry[0], _reason(error)))
             bar.update(sum(job.epochs_done() for job in jobs) - bar.n)
     except KeyboardInterrupt:
         if where.executor == "local":
@@ -144,6 +143,13 @@ def _submit(jobs: list[Job], where: Where, bar: tqdm) -> None:
             f"{len(failed)} of {len(jobs)} jobs failed; the first, {job.name}, with: {message}"
             f" (logs are in {where.runs / 'jobs'}; the same command continues the others)."
         )
+
+
+def _reason(error: BaseException) -> str:
+    """The last line of the job's own traceback, which submitit frames by dashes."""
+    text = str(error) or type(error).__name__
+    trace = text.split("-" * 20)[1] if text.count("-" * 20) > 1 else text
+    return [line for line in trace.splitlines() if line.strip("- ")][-1]
 
 
 def _make_executor(where: Where) -> Any:
