@@ -77,8 +77,9 @@ def make_run(config, task, seeds=None):
 
 def step_flops(config, task):
     """Of one training step: the loop's body stands once in the program of an epoch."""
-    epoch = jax.jit(make_epoch(config, task), compiler_options=compiler_options())
-    return matrix_flops(epoch.lower(make_state(config, task)).compile().as_text())
+    epoch = make_epoch(config, task)
+    lowered = epoch.func.lower(make_state(config, task), **epoch.keywords)
+    return matrix_flops(lowered.compile().as_text())
 
 
 def main():

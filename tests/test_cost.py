@@ -8,6 +8,7 @@ import numpyro.distributions as dist
 import pytest
 
 import gdregs
+import speed
 import steps
 
 BATCH, SAMPLES = 64, 64
@@ -108,3 +109,16 @@ def test_streamed_memory_is_flat_for_every_objective(optimised, objective):
         return analysis.temp_size_in_bytes
 
     assert temporary(65_536) <= 1.2 * temporary(256)
+
+
+def test_matrix_flops_are_those_of_the_products():
+    """What the speed benchmark counts, forward and transposed."""
+    left, right = jnp.ones((3, 5)), jnp.ones((5, 7))
+
+    def compiled_text(function):
+        return jax.jit(function).lower(left, right).compile().as_text()
+
+    one = 2 * 3 * 5 * 7
+    assert speed.matrix_flops(compiled_text(lambda a, b: jnp.tanh(a @ b))) == one
+    loss = jax.grad(lambda a, b: jnp.sum(jnp.sin(a @ b)), (0, 1))
+    assert speed.matrix_flops(compiled_text(loss)) == 3 * one

@@ -247,4 +247,4 @@ def make_epoch(config: Config, task: Task, seeds: Seeds | None = None):
 
         return (seeds.map(one) if seeds else one)((state, root))
 
-    return lambda state: run(state, root, task.train)
+    return functools.partial(run, root=root, train=task.train)
