@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gdregs.papers.grid import GRIDS, Scale, shrink
-from gdregs.papers.image_figures import EVERYTHING, LAYOUTS, draw_cells, order
+from gdregs.papers.image_figures import CURVES, LAYOUTS, draw_cells, order
 from gdregs.papers.image_models import Only, write_results
 from gdregs.papers.published import published_bound
 from gdregs.papers.tables import (
@@ -127,7 +127,9 @@ def test_results_have_a_json_a_figure_and_a_page(tmp_path):
     write_results(tmp_path, "figures", "Figures", measured, [], "At full scale.")
     assert (tmp_path / "figure6.png").exists()
     assert not (tmp_path / "figure7.png").exists()
-    assert "A title" in (tmp_path / "tables.md").read_text()
+    page = (tmp_path / "tables.md").read_text()
+    assert "A title" in page
+    assert "(Fig. 6)](figure6.png)" in page
 
 
 def test_figures_have_a_panel_for_each_task_and_quantity():
@@ -141,5 +143,5 @@ def test_figures_have_a_panel_for_each_task_and_quantity():
         "test objective", "variance, prior", "variance, posterior",
     ]  # fmt: skip
     assert all(len(axes.lines) == 6 for axes in figure.axes)
-    assert len(draw_cells(measured, EVERYTHING).axes) == 2 * len(EVERYTHING)
-    assert draw_cells(measured, EVERYTHING, ("fashion-mnist-L3",)) is None
+    assert len(draw_cells(measured, CURVES).axes) == 2 * len(CURVES)
+    assert draw_cells(measured, CURVES, ("fashion-mnist-L3",)) is None

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from gdregs.papers.figures import COLOURS, new_figure, styled
 from gdregs.papers.grid import task_name
@@ -34,7 +35,6 @@ PRIOR = Column("variance, prior", lambda row: row["variance"]["prior"], log=True
 POSTERIOR = Column("variance, posterior", lambda row: row["variance"]["posterior"], log=True)
 LIKELIHOOD = Column("variance, likelihood", lambda row: row["variance"]["likelihood"], log=True)
 KL = Column("total KL (nats)", lambda row: sum(row["kl"].values()))
-SIZE = Column("effective sample size", lambda row: row["test_effective_sample_size"])
 
 
 class Layout(NamedTuple):
@@ -78,7 +78,8 @@ LAYOUTS: dict[str, Layout] = {
         (TRAIN, TEST, PRIOR, KL),
     ),
 }
-EVERYTHING = (TRAIN, TEST, PRIOR, POSTERIOR, LIKELIHOOD, KL, SIZE)
+CURVES = (TEST, PRIOR, POSTERIOR, LIKELIHOOD, KL)
+"""What is drawn for any table."""
 
 
 @styled
@@ -105,17 +106,16 @@ def draw_cells(
         for axis, column in zip(axes[place], columns, strict=True):
             for cell in members:
                 _draw_line(axis, cell, column)
-            if column.log:
-                axis.set_yscale("log")
-            if column is TEST or column is TRAIN:
-                _show_the_end(axis)
+            _fit(axis, column)
             if place == 0:
                 axis.set_title(column.title)
             if place == len(rows) - 1:
                 axis.set_xlabel("epoch")
         axes[place][0].set_ylabel(task)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6))
+    lines = {line.get_label(): line for panel in axes.flat for line in panel.lines}
+    figure.legend(
+        lines.values(), lines.keys(), loc="outside lower center", ncols=min(len(lines), 7)
+    )
     return figure
 
 
@@ -157,15 +157,25 @@ def _has(column: Column, row: dict[str, Any]) -> bool:
         return False
 
 
-def _show_the_end(axis: Any) -> None:
-    """Leave the steep start out, where it would flatten what tells the lines apart."""
-    values = np.concatenate([line.get_ydata() for line in axis.lines] or [np.zeros(1)])
-    longest = max((len(line.get_ydata()) for line in axis.lines), default=0)
-    if longest < 8:
+def _fit(axis: Any, column: Column) -> None:
+    """Fit the axis to the lines and not to wide shaded areas, nor to the steep start of a bound."""
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+    series = [line.get_ydata() for line in axis.lines]
+    if not series:
         return
-    late = np.concatenate([line.get_ydata()[longest // 4 :] for line in axis.lines])
-    low, high = late.min(), values.max()
-    axis.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+    start = len(series[0]) // 4 if column in (TEST, TRAIN) else 0
+    values = np.concatenate([line[start:] for line in series])
+    low, high = float(values.min()), float(values.max())
+    if column.log:
+        axis.set_yscale("log")
+        axis.set_ylim(low / 1.5, high * 1.5)
+        axis.yaxis.set_minor_formatter(NullFormatter())
+        if high < 10 * low:
+            axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    elif high > low:
+        margin = 0.1 * (high - low)
+        axis.set_ylim(low - margin, high + margin)
 
 
 def order(cells: Sequence[Cell]) -> list[Cell]:

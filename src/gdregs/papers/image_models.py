@@ -12,7 +12,7 @@ import jax
 
 from gdregs.papers.figures import save_figure
 from gdregs.papers.grid import GRIDS, SEEDS, Grid, Scale, task_name
-from gdregs.papers.image_figures import EVERYTHING, LAYOUTS, draw_cells, order
+from gdregs.papers.image_figures import CURVES, LAYOUTS, draw_cells, order
 from gdregs.papers.results import check_folder
 from gdregs.papers.sweep import Where, plan, run_jobs, scale_cells
 from gdregs.papers.table_page import TITLE, format_page
@@ -177,20 +177,21 @@ def write_results(
             key: draw_cells(cells, layout.columns, layout.tasks) for key, layout in LAYOUTS.items()
         }
     else:
-        drawn = {f"{name}-curves": draw_cells([*cells, *twins], EVERYTHING)}
+        drawn = {f"{name}-curves": draw_cells([*cells, *twins], CURVES)}
     figures = {key: figure for key, figure in drawn.items() if figure is not None}
     files = [f"{name}.json"]
     for key, figure in figures.items():
         files += save_figure(figure, folder, key)
-    comparisons = compare(name, cells)
     by_row: dict[str, list[Cell]] = {}
-    for cell in cells:
+    for cell in cells if name in GRIDS else ():
         by_row.setdefault(cell.row_name, []).append(cell)
+    comparisons = compare(name, cells) if name in GRIDS else []
     write_json(
         folder / f"{name}.json",
         {
             "experiment": name,
             "title": title,
+            "titles": {key: LAYOUTS[key].title if key in LAYOUTS else title for key in figures},
             **provenance(" ".join(["gdregs", *sys.argv[1:]])),
             "scale": scale,
             "figures": files[1:],
@@ -202,7 +203,7 @@ def write_results(
             "twins": [cell.to_dict() for cell in twins],
         },
     )
-    contents = {key: _read(folder / f"{key}.json") for key in GRIDS}
+    contents = {key: _read(folder / f"{key}.json") for key in NAMES}
     write_text(
         folder / PAGE, format_page({key: content for key, content in contents.items() if content})
     )

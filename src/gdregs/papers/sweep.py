@@ -104,21 +104,23 @@ def run_jobs(jobs: list[Job], where: Where) -> None:
     Raises:
         UserError: If jobs have failed on a cluster; the others are finished all the same.
     """
+    executor = None if where.executor == "inline" else _make_executor(where)
+    if not jobs:
+        return
     total = sum(job.config.epochs for job in jobs)
     begun = sum(job.epochs_done() for job in jobs)
     bar = tqdm(total=total, initial=begun, unit="epoch", dynamic_ncols=True)
     with bar:
-        if where.executor == "inline":
+        if executor is None:
             for job in jobs:
                 bar.set_description(job.name)
                 job(lambda row: bar.update())
                 jax.clear_caches()  # each cell has programs of its own
         else:
-            _submit(jobs, where, bar)
+            _submit(jobs, where, executor, bar)
 
 
-def _submit(jobs: list[Job], where: Where, bar: tqdm) -> None:
-    executor = _make_executor(where)
+def _submit(jobs: list[Job], where: Where, executor: Any, bar: tqdm) -> None:
     waiting, running, failed = list(jobs), [], []
     try:
         while waiting or running:

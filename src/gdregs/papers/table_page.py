@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from gdregs.papers.grid import GRIDS
 from gdregs.papers.measure import Measured
 from gdregs.papers.published import Z95, published_bound
 from gdregs.papers.tables import AGREES, DISAGREES, OPEN
@@ -36,7 +37,7 @@ def _format_grid(name: str, content: Mapping[str, Any]) -> str:
         f"## {content['title']}",
         f"{content['scale']} `{content['command']}`, {content['date']}, {content['hardware']}.",
     ]
-    if cells:
+    if cells and name in GRIDS:
         parts.append(_format_bounds(name, cells))
         verdicts = [row["verdict"] for row in content["comparisons"]]
         counts = ", ".join(
@@ -48,12 +49,8 @@ def _format_grid(name: str, content: Mapping[str, Any]) -> str:
         parts.append(_format_gradients(cells))
     if twins:
         parts.append(_format_twins(cells, twins))
-    parts += [f"![{content['title']}]({file})" for file in content["figures"] if _is_png(file)]
+    parts += [f"{title}:\n\n![{title}]({key}.png)" for key, title in content["titles"].items()]
     return "\n\n".join(parts)
-
-
-def _is_png(file: str) -> bool:
-    return file.endswith(".png")
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
