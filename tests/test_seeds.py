@@ -111,6 +111,14 @@ def test_more_seeds_join_those_that_are_there(whole, task):
     assert find_groups(root, dataclasses.replace(SMALL, num_layers=1)) == []
 
 
+def test_a_shorter_run_is_read_off_where_it_was_measured(whole):
+    assert is_done(whole, dataclasses.replace(SMALL, epochs=2))
+    with pytest.raises(UserError, match="has 3 epochs and was not measured at epoch 1"):
+        is_done(whole, dataclasses.replace(SMALL, epochs=1))
+    # When a run is measured does not change what it learns, so that it may change.
+    open_run(whole.folder, dataclasses.replace(SMALL, record_every=1), whole.seeds)
+
+
 def test_another_cells_folder_is_refused(whole, task):
     other = dataclasses.replace(SMALL, learning_rate=1e-3)
     assert cell_name(other) == cell_name(SMALL)

@@ -11,6 +11,7 @@ import jax
 
 from gdregs.papers.grid import cell_name
 from gdregs.vae.config import Config
+from gdregs.vae.errors import UserError
 from gdregs.vae.files import write_text
 from gdregs.vae.run import (
     CHECKPOINT,
@@ -68,10 +69,19 @@ def _consecutive(numbers: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 
 def is_done(group: Group, config: Config) -> bool:
-    """Whether a group has finished all epochs and its single runs are written out."""
+    """Whether a group has finished all epochs and its single runs are written out.
+
+    Raises:
+        UserError: If it went on for longer and was not measured where it should now end.
+    """
     rows = read_metrics(group.folder)
     if not rows or rows[-1]["epoch"] < config.epochs:
         return False
+    if not any(row["epoch"] == config.epochs and "test_bound" in row for row in rows):
+        raise UserError(
+            f"{group.folder} has {rows[-1]['epoch']} epochs and was not measured at epoch"
+            f" {config.epochs}; choose other --epochs or another --runs."
+        )
     return all(
         (group.folder / f"seed{number}" / CHECKPOINT).exists() for number in group.seeds.numbers
     )

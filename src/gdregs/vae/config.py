@@ -125,11 +125,15 @@ def read_config(path: Path) -> Config:
         raise UserError(f"{path} is not the settings of a run ({error}).") from None
 
 
+_MAY_CHANGE = ("epochs", "record_every")
+"""How long a run is and when it is measured: neither changes what it learns."""
+
+
 def differences(config: Config, other: Config) -> list[str]:
-    """The settings but for `epochs` in which two runs differ, as text."""
+    """The settings in which two runs differ, but for those that a run may change, as text."""
     ours, theirs = config.to_dict(), other.to_dict()
     return [
         f"{_flag(name)} {theirs[name]} (not {value})"
         for name, value in ours.items()
-        if name != "epochs" and theirs[name] != value
+        if name not in _MAY_CHANGE and theirs[name] != value
     ]
