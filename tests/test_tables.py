@@ -145,3 +145,14 @@ def test_figures_have_a_panel_for_each_task_and_quantity():
     assert all(len(axes.lines) == 6 for axes in figure.axes)
     assert len(draw_cells(measured, CURVES).axes) == 2 * len(CURVES)
     assert draw_cells(measured, CURVES, ("fashion-mnist-L3",)) is None
+
+
+def test_a_prior_without_parameters_has_an_empty_panel():
+    cell = make_cell(GRIDS["poster"].cells[0], [-90.0, -90.5])
+    for rows in cell.rows:
+        for row in rows:
+            row["variance"] = {**row["variance"], "prior": 0.0}
+    figure = draw_cells([cell], CURVES)
+    panels = {axes.get_title(): axes for axes in figure.axes}
+    assert not panels["variance, prior"].lines
+    assert len(panels["variance, posterior"].lines) == 1

@@ -151,17 +151,21 @@ def _style(cell: Cell) -> tuple[str, str, str]:
 
 
 def _has(column: Column, row: dict[str, Any]) -> bool:
+    """Whether a row of metrics has a number that the column can show."""
     try:
-        return bool(np.isfinite(column.read(row)))
+        value = column.read(row)
     except KeyError:
         return False
+    return bool(np.isfinite(value)) and (value > 0 or not column.log)
 
 
 def _fit(axis: Any, column: Column) -> None:
     """Fit the axis to the lines and not to wide shaded areas, nor to the steep start of a bound."""
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     series = [line.get_ydata() for line in axis.lines]
-    if not series:
+    if not series:  # such as the variance of a prior without parameters
+        axis.text(0.5, 0.5, "none", ha="center", va="center", transform=axis.transAxes)
+        axis.set(xticks=[], yticks=[])
         return
     start = len(series[0]) // 4 if column in (TEST, TRAIN) else 0
     values = np.concatenate([line[start:] for line in series])
