@@ -18,7 +18,8 @@ import jax
 from tqdm import tqdm
 
 import steps
-from report import save, table
+from gdregs.vae.markdown import markdown_table
+from report import save
 
 
 def variants(num_samples):
@@ -91,7 +92,7 @@ def main():
     header = (
         "model", "step", "FLOPs / naive", "time / naive (quartiles)", "temporary MB", "compile s",
     )  # fmt: skip
-    print(table(header, rows))
+    print(markdown_table(header, rows))
     save(
         options.out,
         {"batch": options.batch, "samples": options.samples, "repeats": options.repeats,

@@ -22,8 +22,9 @@ from tqdm import tqdm
 from gdregs.vae.compiler import compiler_options
 from gdregs.vae.config import Config
 from gdregs.vae.datasets import Dataset
+from gdregs.vae.markdown import markdown_table
 from gdregs.vae.training import Seeds, make_epoch, make_state, make_states, make_task
-from report import save, table
+from report import save
 
 PRODUCTS = ((2048, 2048, 2048), (4096, 4096, 1024), (4096, 300, 784), (4096, 784, 300))
 
@@ -142,7 +143,9 @@ def main():
             )
         )
     print(f"matrix products: {peak / 1e9:.0f} GFLOP/s in {options.precision}")
-    print(table(("model", "GFLOP a step", "ms a step", "images/s", "of matrix rate"), rows))
+    print(
+        markdown_table(("model", "GFLOP a step", "ms a step", "images/s", "of matrix rate"), rows)
+    )
     alone = statistics.median(seconds["L=2, unconditional"])
     several = {name: statistics.median(seconds[name]) / alone for name in together}
     for name, ratio in several.items():

@@ -17,7 +17,8 @@ import numpy as np
 from tqdm import tqdm
 
 from gdregs.vae import Config, gradient_quality, load_dataset, make_epoch, make_state, make_task
-from report import save, table
+from gdregs.vae.markdown import markdown_table
+from report import save
 
 GROUPS = ("posterior", "prior", "likelihood")
 NUM_BATCHES = 10
@@ -87,7 +88,7 @@ def main():
                 f" ({entry['ratio_to_full']:.3f} ± {entry['ratio_standard_error']:.3f})"
             )
         rows.append(row)
-    print(table(["variance (ratio to M = K)", *GROUPS], rows))
+    print(markdown_table(["variance (ratio to M = K)", *GROUPS], rows))
     save(
         options.out,
         {"config": config.to_dict(), "steps": steps, "draws": options.draws,

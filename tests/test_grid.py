@@ -4,9 +4,10 @@ import dataclasses
 
 import pytest
 
-from gdregs.papers.grid import GRIDS, Scale, cell_name, shrink, task_name
+from gdregs.papers.command import IMAGE_GRIDS
+from gdregs.papers.grid import GRIDS, Scale, cell_name, shrink
 from gdregs.papers.image_figures import LAYOUTS
-from gdregs.papers.image_models import Only, describe_scale, find_grid
+from gdregs.papers.image_models import NAMES, Only, describe_scale, find_grid
 from gdregs.papers.published import load_published, published_bound
 from gdregs.vae.compare import PAPER_PAIRS
 from gdregs.vae.datasets import load_dataset
@@ -68,25 +69,29 @@ def test_the_poster_has_three_objectives_naive_and_doubly_reparameterized():
 
 def test_one_cell_of_each_task_is_repeated_with_the_resampled_backward_pass():
     for grid in GRIDS.values():
-        originals = {dataclasses.replace(twin, gradient_samples=0) for twin in grid.twins}
+        originals = {dataclasses.replace(twin, gradient_samples=0) for twin in grid.resampled}
         assert originals
         assert originals <= set(grid.cells)
-        assert all(twin.gradient_samples == 8 for twin in grid.twins)
+        assert all(twin.gradient_samples == 8 for twin in grid.resampled)
 
 
 def test_names_tell_all_cells_and_scales_apart():
-    cells = {cell for grid in GRIDS.values() for cell in (*grid.cells, *grid.twins)}
+    cells = {cell for grid in GRIDS.values() for cell in (*grid.cells, *grid.resampled)}
     scaled = {shrink(cell, Scale(3, 2, 640), 60_000, 10_000) for cell in cells}
     assert len({cell_name(cell) for cell in cells | scaled}) == 2 * len(cells)
 
 
+def test_the_command_line_knows_every_grid():
+    assert set(IMAGE_GRIDS) == set(NAMES)
+
+
 def test_figures_show_cells_of_the_tables():
     cells = find_grid("figures").cells
-    assert {task_name(cell) for cell in cells} == {
+    assert {cell.task for cell in cells} == {
         task for layout in LAYOUTS.values() for task in layout.tasks
     }
-    pairs = {(task_name(c), f"{c.posterior_estimator}+{c.prior_estimator}") for c in cells}
-    assert len(pairs) == len(cells) == 6 * len({task_name(cell) for cell in cells})
+    pairs = {(c.task, c.pair) for c in cells}
+    assert len(pairs) == len(cells) == 6 * len({cell.task for cell in cells})
     assert {pair for _, pair in pairs} == set(PAPER_PAIRS)
 
 
@@ -101,7 +106,7 @@ def test_shrinking_keeps_the_share_of_test_images_and_measures_a_twentieth():
 
 def test_the_scale_is_always_said():
     grid, data = GRIDS["digits"], {"digits": load_dataset("digits")}
-    everything = grid.cells, grid.twins
+    everything = grid.cells, grid.resampled
     assert describe_scale(grid, everything, Scale(), data) == "At full scale."
     text = describe_scale(grid, (grid.cells[:2], ()), Scale(3, 2, 150), data)
     assert text == (

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gdregs.vae import VAE
-from gdregs.vae.networks import MLP, plus, product, softplus
+from gdregs.vae.networks import MLP, add_bias, product, softplus
 
 X = (jax.random.uniform(jax.random.key(0), (3, 6)) < 0.5).astype(jnp.float32)
 C = (jax.random.uniform(jax.random.key(1), (3, 4)) < 0.5).astype(jnp.float32)
@@ -103,7 +103,7 @@ def test_products_and_offsets_have_the_derivatives_of_plain_ones(shapes):
     offset, matrix = jax.random.normal(keys[2], inner), jax.random.normal(keys[3], (4, 4))
 
     def ours(values, matrix, offset):
-        return jnp.sum(jnp.sin(plus(product(values, matrix), offset)))
+        return jnp.sum(jnp.sin(add_bias(product(values, matrix), offset)))
 
     def plain(values, matrix, offset):
         with jax.numpy_rank_promotion("allow"):

@@ -70,18 +70,12 @@ def _prepare(config: Config, data_dir: Path | None):
 
 def _describe(config: Config) -> str:
     kind = "conditional" if config.conditional else "unconditional"
-    return (
-        f"{config.dataset}, {kind}, L={config.num_layers}, K={config.num_samples},"
-        f" {config.posterior_estimator}+{config.prior_estimator}"
-    )
+    return f"{config.dataset}, {kind}, L={config.num_layers}, K={config.num_samples}, {config.pair}"
 
 
 def _default_folder(config: Config) -> Path:
-    kind = "-conditional" if config.conditional else ""
-    return Path("runs") / (
-        f"{config.dataset}{kind}-L{config.num_layers}-{config.posterior_estimator}"
-        f"-{config.prior_estimator}-seed{config.seed}"
-    )
+    estimators = f"{config.posterior_estimator}-{config.prior_estimator}"
+    return Path("runs") / f"{config.task}-{estimators}-seed{config.seed}"
 
 
 class _EpochBar:
@@ -197,7 +191,7 @@ def compare(
         raise UserError("--seeds must be at least 1 and --draws at least 2.")
     if config.epochs < 1:
         raise UserError("--epochs must be at least 1 to compare anything.")
-    out = out or Path("runs") / f"compare-{_default_folder(config).name.split('-dregs')[0]}"
+    out = out or Path("runs") / f"compare-{config.task}"
     task = _prepare(config, data_dir)
     bar = _EpochBar(len(chosen) * seeds * config.epochs)
 

@@ -2,12 +2,12 @@
 
 import dataclasses
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from gdregs.papers.grid import cell_name
 from gdregs.vae.config import Config
@@ -25,8 +25,6 @@ from gdregs.vae.run import (
 )
 from gdregs.vae.training import Seeds, Task
 
-_GROUP = re.compile(r"seeds(\d+)-(\d+)")
-
 
 class Group(NamedTuple):
     """Consecutive seeds that train in one program, and where."""
@@ -40,7 +38,7 @@ def find_groups(root: Path, config: Config) -> list[Group]:
     groups = []
     for folder in sorted((root / cell_name(config)).glob("seeds*-*")):
         seeds = read_seeds(folder) if (folder / CONFIG).exists() else None
-        if _GROUP.fullmatch(folder.name) and seeds:
+        if seeds:
             groups.append(Group(folder, seeds))
     return groups
 
@@ -51,21 +49,12 @@ def plan_groups(root: Path, config: Config, num_seeds: int, vectorised: bool) ->
     covered = {number for group in existing for number in group.seeds.numbers}
     wanted = set(range(num_seeds))
     groups = [group for group in existing if wanted & set(group.seeds.numbers)]
-    missing = tuple(sorted(wanted - covered))
-    for numbers in _consecutive(missing):
+    missing = np.array(sorted(wanted - covered), int)
+    for run in np.split(missing, np.flatnonzero(np.diff(missing) > 1) + 1) if missing.size else ():
+        numbers = tuple(run.tolist())
         folder = root / cell_name(config) / f"seeds{numbers[0]}-{numbers[-1]}"
         groups.append(Group(folder, Seeds(numbers, vectorised)))
     return groups
-
-
-def _consecutive(numbers: tuple[int, ...]) -> list[tuple[int, ...]]:
-    runs: list[tuple[int, ...]] = []
-    for number in numbers:
-        if runs and runs[-1][-1] == number - 1:
-            runs[-1] = (*runs[-1], number)
-        else:
-            runs.append((number,))
-    return runs
 
 
 def is_done(group: Group, config: Config) -> bool:
@@ -109,8 +98,10 @@ def run_group(
         save_state(folder, jax.tree.map(lambda leaf, place=place: leaf[place], state))
 
 
-def _of_seed(row: Any, place: int) -> Any:
+def _of_seed(row: dict[str, Any], place: int) -> dict[str, Any]:
     """One seed's part of a row of metrics."""
-    if isinstance(row, dict):
-        return {name: _of_seed(value, place) for name, value in row.items()}
-    return row[place] if isinstance(row, list) else row
+
+    def is_list(value):
+        return isinstance(value, list)
+
+    return jax.tree.map(lambda v: v[place] if is_list(v) else v, row, is_leaf=is_list)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from gdregs.arguments import FLAT, POSITIONAL
 from gdregs.vae.errors import UserError
@@ -13,11 +13,10 @@ if TYPE_CHECKING:  # the command line should start without all that these import
     from gdregs.papers.sweep import Where
 
 
-IMAGE_GRIDS = ("table1", "table2", "poster", "figures", "digits")
-Experiment = Literal[
-    "toy", "linear-vae", "cross-entropy", "mixing", "all-analytic",
-    "table1", "table2", "poster", "figures", "digits",
-]  # fmt: skip
+_WithoutImages = Literal["toy", "linear-vae", "cross-entropy", "mixing", "all-analytic"]
+_WithImages = Literal["table1", "table2", "poster", "figures", "digits"]
+Experiment = Literal[_WithoutImages, _WithImages]
+IMAGE_GRIDS: tuple[str, ...] = get_args(_WithImages)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,10 +5,10 @@ import itertools
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from gdregs.vae.compare import PAPER_PAIRS
+from gdregs.vae.compare import PAPER_PAIRS, read_pair
 from gdregs.vae.config import Config
 
-DATASETS = ("mnist", "omniglot", "fashion-mnist")
+PAPER_DATASETS = ("mnist", "omniglot", "fashion-mnist")
 SEEDS = 5
 
 _PAPER = Config(epochs=1000, gradient_samples=0, variance_draws=20)
@@ -28,17 +28,17 @@ class Grid(NamedTuple):
     Attributes:
         title: What the table shows.
         cells: Settings with the backward pass on all K samples, as the papers had it.
-        twins: Cells again, with the resampled backward pass on 8 of 64.
+        resampled: Cells again, with the resampled backward pass on 8 of 64.
     """
 
     title: str
     cells: tuple[Config, ...]
-    twins: tuple[Config, ...]
+    resampled: tuple[Config, ...]
 
 
 def with_pair(config: Config, pair: str) -> Config:
     """The settings with a posterior and a prior estimator, such as `dregs+gdregs`."""
-    posterior, prior = pair.split("+")
+    posterior, prior = read_pair(pair)
     return dataclasses.replace(config, posterior_estimator=posterior, prior_estimator=prior)
 
 
@@ -82,12 +82,12 @@ _MNIST_1 = with_pair(dataclasses.replace(_POSTER, dataset="mnist"), "dregs+naive
 GRIDS: dict[str, Grid] = {
     "table1": Grid(
         "Conditional image modelling (Table 1)",
-        _six_pairs(_PAPER, DATASETS, True, (1, 2, 3)),
+        _six_pairs(_PAPER, PAPER_DATASETS, True, (1, 2, 3)),
         _resampled(dataclasses.replace(_MNIST_2, conditional=True)),
     ),
     "table2": Grid(
         "Unconditional image modelling (Table 2)",
-        _six_pairs(_PAPER, DATASETS, False, (2, 3)),
+        _six_pairs(_PAPER, PAPER_DATASETS, False, (2, 3)),
         _resampled(_MNIST_2),
     ),
     "poster": Grid(
@@ -138,19 +138,12 @@ def shrink(config: Config, scale: Scale, num_train: int, num_test: int) -> Confi
     return dataclasses.replace(config, **changes)
 
 
-def task_name(config: Config) -> str:
-    """Data set, kind of model and number of layers, such as `mnist-conditional-L2`."""
-    kind = "-conditional" if config.conditional else ""
-    return f"{config.dataset}{kind}-L{config.num_layers}"
-
-
 def cell_name(config: Config) -> str:
     """A folder's name, from all that tells the cells of the grids and their scales apart."""
-    pair = f"{config.posterior_estimator}+{config.prior_estimator}"
     extras = [
         ("" if config.objective == "iwae" else config.objective),
         ("" if config.hidden_size != _POSTER.hidden_size else f"{config.hidden_size}units"),
         (f"M{config.gradient_samples}" if config.gradient_samples else ""),
         (f"{config.train_images}images" if config.train_images else ""),
     ]
-    return "-".join([task_name(config), pair, *filter(None, extras)])
+    return "-".join([config.task, config.pair, *filter(None, extras)])

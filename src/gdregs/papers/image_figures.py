@@ -7,12 +7,8 @@ import numpy as np
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from gdregs.papers.figures import COLOURS, new_figure, styled
-from gdregs.papers.grid import task_name
+from gdregs.papers.published import Z95
 from gdregs.papers.tables import Cell
-from gdregs.vae.compare import PAPER_PAIRS
-
-_SPREAD = 1.96
-"""The figures' shaded areas are so many standard deviations over seeds."""
 
 
 class Column(NamedTuple):
@@ -42,7 +38,7 @@ class Layout(NamedTuple):
 
     Attributes:
         title: What it shows.
-        tasks: Its rows, as `task_name` spells them.
+        tasks: Its rows, as `Config.task` spells them.
         columns: Its columns.
     """
 
@@ -87,6 +83,8 @@ def draw_cells(
     cells: Sequence[Cell], columns: Sequence[Column], tasks: Sequence[str] | None = None
 ) -> Any:
     """A row for each task, a column for each quantity, a line for each pair of estimators.
+
+    Shaded areas are 1.96 standard deviations over seeds, as in the paper.
 
     Args:
         cells: The cells; those of other tasks are left out.
@@ -133,7 +131,7 @@ def _draw_line(axis: Any, cell: Cell, column: Column) -> None:
     marker = "." if len(epochs) < 30 else None
     axis.plot(epochs, centre, style, color=colour, label=label, marker=marker, ms=3)
     if len(values) > 1:
-        spread = _SPREAD * values.std(axis=0, ddof=1)
+        spread = Z95 * values.std(axis=0, ddof=1)
         low = np.maximum(centre - spread, centre / 100) if column.log else centre - spread
         axis.fill_between(epochs, low, centre + spread, color=colour, alpha=0.15, lw=0)
 
@@ -180,13 +178,3 @@ def _fit(axis: Any, column: Column) -> None:
     elif high > low:
         margin = 0.1 * (high - low)
         axis.set_ylim(low - margin, high + margin)
-
-
-def order(cells: Sequence[Cell]) -> list[Cell]:
-    """Cells by task, and within it as the papers' tables have their columns."""
-    known = {pair: place for place, pair in enumerate(PAPER_PAIRS)}
-    tasks = list(dict.fromkeys(task_name(cell.config) for cell in cells))
-    return sorted(
-        cells,
-        key=lambda cell: (tasks.index(task_name(cell.config)), known.get(cell.pair, len(known))),
-    )

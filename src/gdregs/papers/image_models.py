@@ -1,7 +1,6 @@
 """`gdregs reproduce table1 | table2 | poster | digits | figures`: run, resume, collect, compare."""
 
 import dataclasses
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -11,9 +10,9 @@ from typing import Any
 import jax
 
 from gdregs.papers.figures import save_figure
-from gdregs.papers.grid import GRIDS, SEEDS, Grid, Scale, task_name
-from gdregs.papers.image_figures import CURVES, LAYOUTS, draw_cells, order
-from gdregs.papers.results import check_folder
+from gdregs.papers.grid import GRIDS, SEEDS, Grid, Scale
+from gdregs.papers.image_figures import CURVES, LAYOUTS, draw_cells
+from gdregs.papers.results import check_folder, read_result
 from gdregs.papers.sweep import Where, plan, run_jobs, scale_cells
 from gdregs.papers.table_page import TITLE, format_page
 from gdregs.papers.tables import (
@@ -30,6 +29,7 @@ from gdregs.vae.config import Config
 from gdregs.vae.datasets import Dataset
 from gdregs.vae.errors import UserError
 from gdregs.vae.files import write_json, write_text
+from gdregs.vae.omniglot import CHARDATA_TRAIN
 from gdregs.vae.provenance import provenance
 
 PAGE = "tables.md"
@@ -57,9 +57,7 @@ class Only:
             for cell in cells
             if (not self.datasets or cell.dataset in self.datasets)
             and (not self.layers or cell.num_layers in self.layers)
-            and (
-                not self.pairs or f"{cell.posterior_estimator}+{cell.prior_estimator}" in self.pairs
-            )
+            and (not self.pairs or cell.pair in self.pairs)
         )
 
 
@@ -69,7 +67,7 @@ def find_grid(name: str) -> Grid:
         return GRIDS[name]
     tasks = {task for layout in LAYOUTS.values() for task in layout.tasks}
     cells = (*GRIDS["table1"].cells, *GRIDS["table2"].cells)
-    chosen = tuple(cell for cell in cells if task_name(cell) in tasks)
+    chosen = tuple(cell for cell in cells if cell.task in tasks)
     return Grid("Figures 6, 7, G.1 and G.2", chosen, ())
 
 
@@ -91,20 +89,21 @@ def reproduce_images(name: str, folder: Path, scale: Scale, only: Only, where: W
     """
     _check_scale(scale)
     grid = find_grid(name)
-    originals = only.choose(grid.cells), only.choose(grid.twins)
+    originals = only.choose(grid.cells), only.choose(grid.resampled)
     if not any(originals):
         raise UserError(f"{name} has no such cells; {_describe_choice(grid)}.")
     _check_folder(folder, name)
     cells, datasets = scale_cells(originals[0], scale, where.data_dir)
-    twins, more = scale_cells(originals[1], scale, where.data_dir)
+    resampled, more = scale_cells(originals[1], scale, where.data_dir)
     datasets |= more
-    jobs, done = plan([*cells, *twins], scale.seeds, where)
+    jobs, done = plan([*cells, *resampled], scale.seeds, where)
     text = describe_scale(grid, originals, scale, datasets)
-    print(f"{name}: {len(cells) + len(twins)} cells of {scale.seeds} seeds. {text}")
+    print(f"{name}: {len(cells) + len(resampled)} cells of {scale.seeds} seeds. {text}")
     print(f"{done} groups of seeds are done, {len(jobs)} to do in {where.runs}, {_how(where)}.")
     run_jobs(jobs, where)
-    measured, resampled = (_collect(where, some, scale.seeds) for some in (cells, twins))
-    lines = write_results(folder, name, grid.title, measured, resampled, text)
+    trained = _collect(where, cells, scale.seeds)
+    trained_again = _collect(where, resampled, scale.seeds)
+    lines = write_results(folder, name, grid.title, trained, trained_again, text)
     return [*lines, f"{folder / PAGE}: ours beside the published tables"]
 
 
@@ -119,7 +118,7 @@ def _check_scale(scale: Scale) -> None:
 def _describe_choice(grid: Grid) -> str:
     datasets = dict.fromkeys(cell.dataset for cell in grid.cells)
     layers = sorted({cell.num_layers for cell in grid.cells})
-    pairs = dict.fromkeys(f"{c.posterior_estimator}+{c.prior_estimator}" for c in grid.cells)
+    pairs = dict.fromkeys(cell.pair for cell in grid.cells)
     return (
         f"it has --datasets {' '.join(datasets)}, --layers {' '.join(map(str, layers))},"
         f" --pairs {' '.join(pairs)}"
@@ -151,13 +150,14 @@ def describe_scale(
             for name, data in datasets.items()
             if scale.images < len(data.train)
         ]
-    count, total = sum(map(len, chosen)), len(grid.cells) + len(grid.twins)
+    count, total = sum(map(len, chosen)), len(grid.cells) + len(grid.resampled)
     if count < total:
         parts.append(f"{count} of {total} cells")
     small_omniglot = [
-        f"Omniglot is the part that was found ({len(data.train):,} training images, not 24,345)"
+        f"Omniglot is the part that was found ({len(data.train):,} training images,"
+        f" not {CHARDATA_TRAIN:,})"
         for name, data in datasets.items()
-        if name == "omniglot" and len(data.train) != 24_345
+        if name == "omniglot" and len(data.train) != CHARDATA_TRAIN
     ]
     text = f"Scaled down: {', '.join(parts)}." if parts else "At full scale."
     return " ".join([text, *(f"{note}." for note in small_omniglot)])
@@ -165,11 +165,11 @@ def describe_scale(
 
 def _collect(where: Where, cells: list[Config], num_seeds: int) -> list[Cell]:
     found = [read_cell(where.runs, cell, num_seeds) for cell in cells]
-    return order([cell for cell in found if cell is not None])
+    return [cell for cell in found if cell is not None]
 
 
 def write_results(
-    folder: Path, name: str, title: str, cells: list[Cell], twins: list[Cell], scale: str
+    folder: Path, name: str, title: str, cells: list[Cell], resampled: list[Cell], scale: str
 ) -> list[str]:
     """Write `name.json`, its figures and the page of tables; returns lines for the user."""
     if name == "figures":
@@ -177,7 +177,7 @@ def write_results(
             key: draw_cells(cells, layout.columns, layout.tasks) for key, layout in LAYOUTS.items()
         }
     else:
-        drawn = {f"{name}-curves": draw_cells([*cells, *twins], CURVES)}
+        drawn = {f"{name}-curves": draw_cells([*cells, *resampled], CURVES)}
     figures = {key: figure for key, figure in drawn.items() if figure is not None}
     files = [f"{name}.json"]
     for key, figure in figures.items():
@@ -200,10 +200,10 @@ def write_results(
                 row: rank_correlation(name, members) for row, members in by_row.items()
             },
             "cells": [cell.to_dict() for cell in cells],
-            "twins": [cell.to_dict() for cell in twins],
+            "resampled": [cell.to_dict() for cell in resampled],
         },
     )
-    contents = {key: _read(folder / f"{key}.json") for key in NAMES}
+    contents = {key: read_result(folder / f"{key}.json") for key in NAMES}
     write_text(
         folder / PAGE, format_page({key: content for key, content in contents.items() if content})
     )
@@ -218,13 +218,6 @@ def _plain(comparison: Comparison) -> dict[str, Any]:
     for name in ("ours", "published"):
         content[name] = content[name] and content[name]._asdict()
     return content
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
 
 
 def _check_folder(folder: Path, name: str) -> None:

@@ -21,7 +21,6 @@ def published_bound(table: str, config: Config) -> Measured | None:
     """The number that a table prints for a cell, with its standard error; None if it has none."""
     for row in load_published().get(table, {}).get("rows", ()):
         if (row["dataset"], row["num_layers"]) == (config.dataset, config.num_layers):
-            pair = f"{config.posterior_estimator}+{config.prior_estimator}"
-            value, error_bar = row["bounds"][pair]
+            value, error_bar = row["bounds"][config.pair]
             return Measured(value, error_bar / Z95)
     return None

@@ -49,7 +49,7 @@ def check_folder(folder: Path, experiments: Mapping[str, tuple[str, ...]], quick
         raise UserError(f"{folder} cannot be made ({error.strerror}).") from None
     for name, figures in experiments.items():
         path = folder / f"{name}.json"
-        content = _read(path) if path.exists() else {"experiment": name, "quick": True}
+        content = read_result(path) if path.exists() else {"experiment": name, "quick": True}
         if content is None or content.get("experiment") != name:
             raise UserError(
                 f"{path} is not a result of `gdregs reproduce {name}`; choose another --out."
@@ -98,7 +98,7 @@ def write_page(folder: Path, titles: Mapping[str, str]) -> str:
     """Write the page of claims of all results in the folder; returns its name."""
     parts = [_TITLE]
     for name, title in titles.items():
-        content = _read(folder / f"{name}.json")
+        content = read_result(folder / f"{name}.json")
         if content is None or content.get("experiment") != name:
             continue
         claims = [Claim(**claim) for claim in content["claims"]]
@@ -124,7 +124,8 @@ def write_page(folder: Path, titles: Mapping[str, str]) -> str:
     return PAGE
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def read_result(path: Path) -> dict[str, Any] | None:
+    """A results file; None where there is none."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):

@@ -8,6 +8,7 @@ from gdregs.papers.measure import Measured
 from gdregs.papers.published import Z95, published_bound
 from gdregs.papers.tables import AGREES, DISAGREES, OPEN
 from gdregs.vae.config import Config
+from gdregs.vae.markdown import markdown_table
 
 TITLE = "# Image models, beside the published tables"
 
@@ -32,7 +33,7 @@ def format_page(contents: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _format_grid(name: str, content: Mapping[str, Any]) -> str:
-    cells, twins = content["cells"], content["twins"]
+    cells, resampled = content["cells"], content["resampled"]
     parts = [
         f"## {content['title']}",
         f"{content['scale']} `{content['command']}`, {content['date']}, {content['hardware']}.",
@@ -47,17 +48,10 @@ def _format_grid(name: str, content: Mapping[str, Any]) -> str:
             parts.append(f"Of {len(verdicts)} comparisons: {counts}.")
             parts.append(_format_comparisons(content["comparisons"]))
         parts.append(_format_gradients(cells))
-    if twins:
-        parts.append(_format_twins(cells, twins))
+    if resampled:
+        parts.append(_format_resampled(cells, resampled))
     parts += [f"{title}:\n\n![{title}]({key}.png)" for key, title in content["titles"].items()]
     return "\n\n".join(parts)
-
-
-def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A Markdown table."""
-    lines = [list(header), *(list(row) for row in rows)]
-    lines.insert(1, ["---"] * len(lines[0]))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _rows(cells: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Mapping[str, Any]]]:
@@ -95,7 +89,7 @@ def _format_bounds(name: str, cells: list[Mapping[str, Any]]) -> str:
         }
         if any(published.values()):
             lines.append(["", "published", *(_with_bar(published.get(pair)) for pair in pairs)])
-    return table(["row", "", *pairs], lines)
+    return markdown_table(["row", "", *pairs], lines)
 
 
 def _format_comparisons(comparisons: list[Mapping[str, Any]]) -> str:
@@ -112,7 +106,9 @@ def _format_comparisons(comparisons: list[Mapping[str, Any]]) -> str:
                 f"**{row['verdict']}**" if row["verdict"] != OPEN else row["verdict"],
             ]
         )
-    return table(["question", "row", "difference", "ours", "published", "the order"], lines)
+    return markdown_table(
+        ["question", "row", "difference", "ours", "published", "the order"], lines
+    )
 
 
 def _format_gradients(cells: list[Mapping[str, Any]]) -> str:
@@ -137,7 +133,7 @@ def _format_gradients(cells: list[Mapping[str, Any]]) -> str:
         "At the end of training, means over seeds. Variances of the gradients of the posterior (φ),"
         " prior (θ) and likelihood (λ) are relative to those of the model that was trained with"
         " naive+naive; each model is measured with the pair that it was trained with.\n\n"
-        + table(header, lines)
+        + markdown_table(header, lines)
     )
 
 
@@ -155,11 +151,11 @@ def _ratio(last: Mapping[str, float], naive: Mapping[str, Any] | None, name: str
     return f"{last[name] / _average(naive['last'][name]):.3g}"
 
 
-def _format_twins(cells: list[Mapping[str, Any]], twins: list[Mapping[str, Any]]) -> str:
+def _format_resampled(cells: list[Mapping[str, Any]], resampled: list[Mapping[str, Any]]) -> str:
     lines = []
-    for twin in twins:
-        same = [c for c in cells if (c["row"], c["pair"]) == (twin["row"], twin["pair"])]
-        for cell in [*same, twin]:
+    for again in resampled:
+        same = [c for c in cells if (c["row"], c["pair"]) == (again["row"], again["pair"])]
+        for cell in [*same, again]:
             samples = cell["config"]["gradient_samples"] or cell["config"]["num_samples"]
             last = {name: _average(values) for name, values in cell["last"].items()}
             lines.append(
@@ -182,5 +178,5 @@ def _format_twins(cells: list[Mapping[str, Any]], twins: list[Mapping[str, Any]]
     ]  # fmt: skip
     return (
         "The backward pass on all K samples, and on M = 8 of them, resampled without bias, from the"
-        " same seeds:\n\n" + table(header, lines)
+        " same seeds:\n\n" + markdown_table(header, lines)
     )

@@ -4,11 +4,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from scipy import stats
 
 from gdregs.papers.cells import find_groups
-from gdregs.papers.grid import task_name
 from gdregs.papers.measure import Measured
 from gdregs.papers.published import published_bound
 from gdregs.vae.config import Config
@@ -49,13 +49,13 @@ class Cell(NamedTuple):
     @property
     def pair(self) -> str:
         """Posterior and prior estimator."""
-        return f"{self.config.posterior_estimator}+{self.config.prior_estimator}"
+        return self.config.pair
 
     @property
     def row_name(self) -> str:
         """The row of the table that the cell stands in."""
         objective = "" if self.config.objective == "iwae" else f", {self.config.objective}"
-        return task_name(self.config) + objective
+        return self.config.task + objective
 
     def finals(self, name: str) -> np.ndarray:
         """A metric at the last epoch, by seed."""
@@ -89,13 +89,12 @@ class Cell(NamedTuple):
         return float(np.median([row["images_per_second"] for rows in self.rows for row in rows]))
 
 
-def flatten(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested metrics as one dict, such as `kl.z1`."""
-    flat: dict[str, Any] = {}
-    for name, value in row.items():
-        inner = f"{prefix}{name}"
-        flat |= flatten(value, f"{inner}.") if isinstance(value, dict) else {inner: value}
-    return flat
+def flatten(row: dict[str, Any]) -> dict[str, Any]:
+    """Nested metrics as one dict, with names such as `kl.z1`."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): value
+        for path, value in jax.tree.leaves_with_path(row)
+    }
 
 
 def _short(value: float) -> float:

@@ -15,6 +15,7 @@ from gdregs.estimators import find_posterior_estimator, find_prior_estimator
 from gdregs.vae.config import Config
 from gdregs.vae.errors import UserError
 from gdregs.vae.evaluation import gradient_quality
+from gdregs.vae.markdown import markdown_table
 from gdregs.vae.model import VAE
 from gdregs.vae.run import open_run, read_metrics, train
 from gdregs.vae.training import Task, binarise, loss_and_diagnostics, prior_estimator
@@ -137,7 +138,7 @@ def format_table(results: list[dict[str, Any]]) -> str:
     header = (
         "pair (φ + θ)", "train bound", "test bound", "var φ", "var θ", "SNR φ", "SNR θ", "ms/step",
     )  # fmt: skip
-    rows: list[tuple[str, ...]] = [header]
+    rows: list[tuple[str, ...]] = []
     for result in results:
         bounds = []
         for name in ("train_bound", "test_bound"):
@@ -152,10 +153,4 @@ def format_table(results: list[dict[str, Any]]) -> str:
                 f"{1000 * result['seconds_per_step']:.1f}",
             )
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-        for row in rows
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
+    return markdown_table(header, rows)

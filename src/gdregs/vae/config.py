@@ -85,6 +85,17 @@ class Config:
         """M, or None for all samples."""
         return self.gradient_samples or None
 
+    @property
+    def pair(self) -> str:
+        """Posterior and prior estimator, such as `dregs+gdregs`."""
+        return f"{self.posterior_estimator}+{self.prior_estimator}"
+
+    @property
+    def task(self) -> str:
+        """Data set, kind of model and number of layers, such as `mnist-conditional-L2`."""
+        kind = "-conditional" if self.conditional else ""
+        return f"{self.dataset}{kind}-L{self.num_layers}"
+
     def make_objective(self) -> Objective:
         """The objective that the settings name."""
         makers = {

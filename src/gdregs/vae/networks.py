@@ -57,10 +57,10 @@ class MLP(Module):
             members = [i for i, value in enumerate(inputs) if value.ndim == rank]
             joint = jnp.concatenate([inputs[i] for i in members], axis=-1)
             weight = jnp.concatenate([self.first[i] for i in members])
-            hidden = plus(product(joint, weight), hidden)
+            hidden = add_bias(product(joint, weight), hidden)
         hidden = jnp.tanh(hidden)
-        hidden = jnp.tanh(plus(product(hidden, self.second), self.second_bias))
-        return plus(product(hidden, self.last), self.last_bias)
+        hidden = jnp.tanh(add_bias(product(hidden, self.second), self.second_bias))
+        return add_bias(product(hidden, self.last), self.last_bias)
 
 
 def product(values: Float[Array, "*batch inner"], matrix: Float[Array, "inner out"]) -> Array:
@@ -74,23 +74,23 @@ def product(values: Float[Array, "*batch inner"], matrix: Float[Array, "inner ou
 
 
 @jax.custom_jvp
-def plus(values: Float[Array, "*batch out"], offset: Float[Array, "*inner out"]) -> Array:
-    """A sum with an offset that may lack leading axes; a derivative with a product in it.
+def add_bias(values: Float[Array, "*batch out"], bias: Float[Array, "*inner out"]) -> Array:
+    """Add a bias that may lack leading axes, with a product in its derivative.
 
-    The derivative by the offset is written as a product with ones, which transposed is a matrix
+    The derivative by the bias is written as a product with ones, which transposed is a matrix
     product. The sum that it stands for would not share the cotangent with the products around it:
     XLA fuses the cotangent's computation into the sum, and so does it twice.
     """
-    return values + offset.reshape((1,) * (values.ndim - offset.ndim) + offset.shape)
+    return values + bias.reshape((1,) * (values.ndim - bias.ndim) + bias.shape)
 
 
-@plus.defjvp
+@add_bias.defjvp
 def _(primals, tangents):
-    (values, offset), (values_dot, offset_dot) = primals, tangents
-    missing = values.shape[: values.ndim - offset.ndim]
-    ones = jnp.ones((math.prod(missing), 1), offset.dtype)
-    repeated = (ones @ offset_dot.reshape(1, -1)).reshape(*missing, *offset.shape)
-    return plus(values, offset), values_dot + repeated
+    (values, bias), (values_dot, bias_dot) = primals, tangents
+    missing = values.shape[: values.ndim - bias.ndim]
+    ones = jnp.ones((math.prod(missing), 1), bias.dtype)
+    repeated = (ones @ bias_dot.reshape(1, -1)).reshape(*missing, *bias.shape)
+    return add_bias(values, bias), values_dot + repeated
 
 
 def softplus(values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

@@ -10,6 +10,8 @@ from gdregs.vae.errors import UserError
 
 SMALL_ZIPS = ("images_background_small1.zip", "images_background_small2.zip")
 MAT_FILE = "chardata.mat"
+CHARDATA_TRAIN = 24_345
+"""How many training images the whole data set has."""
 _TEST_DRAWERS = {"17", "18", "19", "20"}
 _MAX_PNG_BYTES = 1 << 20
 
