@@ -25,7 +25,11 @@ def _allow_rank_promotion(cls, names):
         setattr(cls, name, wrapped)
 
 
-for _module, _names in ((dist, ("sample", "log_prob")), (transforms, ("__call__", "_inverse"))):
+for _module, _names in (
+    (dist, ("sample", "log_prob", "cdf")),
+    (dist.mixtures, ("sample", "log_prob", "cdf")),
+    (transforms, ("__call__", "_inverse")),
+):
     for _cls in vars(_module).values():
         if inspect.isclass(_cls):
             _allow_rank_promotion(_cls, _names)

@@ -205,7 +205,7 @@ def test_hidden_parameters_and_wrong_shapes_are_named():
         score_integral(
             jnp.sin,
             dist.Normal(0.0, 1.0),
-            dist.Beta(jnp.ones(()), 2.0),
+            dist.VonMises(jnp.ones(()), 2.0),
             key=jax.random.key(0),
             num_samples=3,
         )

@@ -4,7 +4,8 @@
 JVI or your own) whose `jax.grad` is the naive, STL, DReGs, RWS or GDReGs estimator.
 """
 
-from gdregs import identities
+from gdregs import families as families  # registers the rules of `reexpress`
+from gdregs import identities as identities
 from gdregs.bound import Diagnostics, bound, bound_with_diagnostics
 from gdregs.diagnostics import (
     GradientMoments,

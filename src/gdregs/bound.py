@@ -270,11 +270,8 @@ def _check_paths(model: Model, posterior: PosteriorEstimator, prior: PriorEstima
                 f"posterior: {error} Its sampler is not reparameterized either. Only"
                 f" posterior_estimator='rws' does without."
             ) from None
-        is_stopped = not (isinstance(posterior.density, int) and posterior.density == 1)
-        if is_stopped and has_moving_support(model.posterior, model.key, model.num_samples):
-            raise TypeError(
-                "posterior: the support of a Uniform depends on its parameters, which makes every"
-                " estimator that stops its density biased. Use posterior_estimator='naive'."
-            ) from None
         return True
+    is_live = isinstance(posterior.density, int) and posterior.density == 1
+    if is_live and has_moving_support(model.posterior, z):
+        return is_reparameterized(model.posterior, model.key, model.num_samples)
     return False

@@ -6,6 +6,7 @@ by $\theta$ is that of the sampling path of p.
 """
 
 import functools
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +14,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jaxtyping import Array, Float, PyTree
-from numpyro.distributions import transforms
+from jaxtyping import Array, PyTree
 
 from gdregs.paths import refuse_captured, with_path
 
@@ -23,6 +23,10 @@ PathOf = Callable[[Any, Array], Array]
 
 class NoReexpressionError(TypeError):
     """Raised where a distribution has no rule of `reexpress`."""
+
+
+class MovingSupportError(ValueError):
+    """Raised where a sample is differentiated by a parameter on which the support depends."""
 
 
 @functools.singledispatch
@@ -34,9 +38,11 @@ def reexpress(distribution: Any, z: PyTree) -> PyTree:
 
     Args:
         distribution: Any distribution with a rule: the location-scale and scale families of
-            `numpyro.distributions`, LogNormal, MultivariateNormal, Independent, expanded and
-            masked distributions, invertible transforms of all these, `gdregs.Hierarchy`, and
-            distributions without array leaves (they have no parameters to differentiate).
+            `numpyro.distributions`, those with shape parameters, multivariate and truncated ones,
+            mixtures, and independent, expanded, masked and invertibly transformed ones
+            (`docs/families.md` lists all); any other scalar one with a differentiable `cdf`;
+            `gdregs.Hierarchy`; the transformed ones of flowjax; and those without array leaves
+            (they have no parameters to differentiate).
         z: A sample, with leading axes `[K, *batch]`. It is a constant here: no gradient flows
             into it, only into the distribution.
 
@@ -46,7 +52,8 @@ def reexpress(distribution: Any, z: PyTree) -> PyTree:
 
     Raises:
         TypeError: If the distribution has no rule.
-        ValueError: If z does not have the shape of samples of the distribution.
+        ValueError: If z does not have the shape of samples of the distribution; on
+            differentiation, if it is by a parameter on which the support depends.
 
     Example:
         >>> import gdregs, jax, numpyro.distributions as dist
@@ -59,12 +66,45 @@ def reexpress(distribution: Any, z: PyTree) -> PyTree:
         Bauer and Mnih, Generalized Doubly Reparameterized Gradient Estimators, 2021, Sec. 4.
     """
     name = type(distribution).__name__
+    if _is_new_flow(distribution):
+        return reexpress(distribution, z)
     if not any(map(eqx.is_inexact_array, jax.tree.leaves(distribution))):
         return _without_parameters(distribution, z, name)
+    if _has_cdf(distribution):
+        return rule()(by_cdf)(distribution, z)
     raise NoReexpressionError(
-        f"{name} has no re-expression rule. Rules exist for {', '.join(_known())}; add one with"
+        f"{name} has no re-expression rule. Rules exist for {', '.join(_known())}, and for scalar"
+        f" continuous numpyro distributions with a `cdf`; add one with"
         f" @gdregs.reexpress.register({name})."
     )
+
+
+def _is_new_flow(distribution: Any) -> bool:
+    """Whether this is the first flow of flowjax that is seen; if so, register their rule."""
+    if not any(cls.__module__.startswith("flowjax.") for cls in type(distribution).__mro__):
+        return False
+    default = reexpress.registry[object]
+    importlib.import_module("gdregs.families.flows")
+    return reexpress.dispatch(type(distribution)) is not default
+
+
+def _has_cdf(distribution: Any) -> bool:
+    """Whether this is a continuous scalar numpyro distribution that knows its own cdf."""
+    return (
+        isinstance(distribution, dist.Distribution)
+        and not distribution.is_discrete
+        and distribution.event_shape == ()
+        and type(distribution).cdf is not dist.Distribution.cdf
+    )
+
+
+def by_cdf(distribution: Any, z: Array) -> Array:
+    r"""The implicit path of a scalar family: $dz = -\partial_\theta F(z; \theta) / p(z)$."""
+    density = jax.lax.stop_gradient(jnp.exp(distribution.log_prob(z)))
+    probability = distribution.cdf(z)
+    tiny = jnp.finfo(density.dtype).tiny
+    path = z - (probability - jax.lax.stop_gradient(probability)) / jnp.maximum(density, tiny)
+    return hold_support(distribution, path)
 
 
 def _without_parameters(distribution: Any, z: PyTree, name: str) -> PyTree:
@@ -82,8 +122,8 @@ def _known() -> list[str]:
     return sorted(cls.__name__ for cls in reexpress.registry if cls is not object)
 
 
-def _rule(*families: type) -> Callable[[PathOf], PathOf]:
-    """Register the function that maps (distribution, z) to the path for these families."""
+def rule(*families: type) -> Callable[[PathOf], PathOf]:
+    """Turn the function that maps (distribution, z) to the path into the rule of these families."""
 
     def register(path_of: PathOf) -> PathOf:
         def reexpressed(distribution: Any, z: Array) -> Array:
@@ -95,11 +135,12 @@ def _rule(*families: type) -> Callable[[PathOf], PathOf]:
                     f" and event shape {distribution.event_shape}: samples have shape"
                     f" [..., *batch, *event]."
                 )
-            return with_path(jax.lax.stop_gradient(z), path_of(distribution, z))
+            z = jax.lax.stop_gradient(z)
+            return with_path(z, path_of(distribution, z))
 
         for family in families:
             reexpress.register(family, reexpressed)
-        return path_of
+        return reexpressed
 
     return register
 
@@ -111,80 +152,65 @@ def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
         return False
 
 
-def _raise_rank(parameter: Any, ndim: int) -> Array:
+def raise_rank(parameter: Any, ndim: int) -> Array:
     """Put axes of length 1 in front, for explicit broadcasting."""
     values = jnp.asarray(parameter)
     return jnp.reshape(values, (1,) * (ndim - values.ndim) + values.shape)
 
 
-@_rule(dist.Cauchy, dist.Gumbel, dist.Laplace, dist.Logistic, dist.Normal, dist.SoftLaplace)
-def _location_scale(distribution: Any, z: Array) -> Array:
-    r"""$z = \mu + \sigma\epsilon$."""
-    loc = _raise_rank(distribution.loc, jnp.ndim(z))
-    scale = _raise_rank(distribution.scale, jnp.ndim(z))
-    return loc + scale * jax.lax.stop_gradient((z - loc) / scale)
+def hold_support(distribution: Any, path: Array) -> Array:
+    """`path`, which cannot be differentiated by a parameter on which the support depends.
+
+    There the expected score is not 0, and every estimator that stops the density is biased.
+    """
+    try:
+        support = distribution.support
+    except (AttributeError, NotImplementedError):
+        return path
+    return hold(path, type(distribution).__name__, *jax.tree.leaves(support))
 
 
-@_rule(dist.HalfCauchy, dist.HalfNormal)
-def _scale(distribution: Any, z: Array) -> Array:
-    r"""$z = \sigma\epsilon$."""
-    scale = _raise_rank(distribution.scale, jnp.ndim(z))
-    return scale * jax.lax.stop_gradient(z / scale)
-
-
-@_rule(dist.Exponential)
-def _exponential(distribution: dist.Exponential, z: Array) -> Array:
-    r"""$z = \epsilon / \lambda$."""
-    rate = _raise_rank(distribution.rate, jnp.ndim(z))
-    return jax.lax.stop_gradient(z * rate) / rate
-
-
-@_rule(dist.MultivariateNormal)
-def _multivariate_normal(distribution: dist.MultivariateNormal, z: Array) -> Array:
-    r"""$z = \mu + L\epsilon$."""
-    loc = _raise_rank(distribution.loc, jnp.ndim(z))
-    lower = _raise_rank(distribution.scale_tril, jnp.ndim(z) + 1)
-    return loc + _multiply(lower, jax.lax.stop_gradient(_solve(lower, z - loc)))
-
-
-@functools.partial(jnp.vectorize, signature="(d,d),(d)->(d)")
-def _solve(lower: Float[Array, "d d"], vector: Float[Array, " d"]) -> Float[Array, " d"]:
-    return jax.scipy.linalg.solve_triangular(lower, vector, lower=True)
-
-
-@functools.partial(jnp.vectorize, signature="(d,d),(d)->(d)")
-def _multiply(lower: Float[Array, "d d"], vector: Float[Array, " d"]) -> Float[Array, " d"]:
-    return lower @ vector
-
-
-@_rule(dist.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)
-def _wrapped(distribution: Any, z: Array) -> Array:
-    """The base distribution's own path: these wrappers only change how densities add up."""
-    return reexpress(distribution.base_dist, z)
-
-
-@_rule(dist.TransformedDistribution)
-def _transformed(distribution: dist.TransformedDistribution, z: Array) -> Array:
-    r"""$z = f_n(\dots f_1(T(\epsilon)))$, with every transform's own parameters on the path."""
-    steps = _flatten(distribution.transforms)
-    base = jax.lax.stop_gradient(z)
-    for step in reversed(steps):
-        if isinstance(step, transforms.AbsTransform) or not hasattr(step, "_inverse"):
-            raise NoReexpressionError(
-                f"{type(distribution).__name__} has no re-expression rule: its transform"
-                f" {type(step).__name__} is not invertible."
-            )
-        base = step.inv(base)
-    path = reexpress(distribution.base_dist, jax.lax.stop_gradient(base))
-    for step in steps:
-        path = step(path)
+def hold(path: Array, name: str, *bounds: Any) -> Array:
+    """`path`, which cannot be differentiated by `bounds` of the support of the family `name`."""
+    for bound in filter(eqx.is_inexact_array, bounds):
+        path = path + (0 * jnp.sum(_bound(bound, name))).astype(path.dtype)
     return path
 
 
-def _flatten(steps: Any) -> list[Any]:
-    """The elementary transforms in a list of transforms and compositions of them."""
-    flat = []
-    for step in steps:
-        is_composition = isinstance(step, transforms.ComposeTransform)
-        flat.extend(_flatten(step.parts) if is_composition else [step])
-    return flat
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _bound(value: Array, name: str) -> Array:
+    """The identity, which refuses to be differentiated."""
+    del name
+    return value
+
+
+def _refuse(name, primals, tangents):
+    if not isinstance(tangents[0], jax.custom_derivatives.SymbolicZero):
+        raise MovingSupportError(
+            f"The support of the {name} depends on a parameter that is being differentiated, which"
+            f" makes every estimator that stops its density biased. Make the bound of the support a"
+            f" constant. (That of a posterior can be learned with posterior_estimator='naive'.)"
+        )
+    return primals[0], tangents[0]
+
+
+_bound.defjvp(_refuse, symbolic_zeros=True)
+
+
+def finite(z: Array, low: float | None = None, high: float | None = None) -> Array:
+    """Move z off the ends of its support, by the smallest step that its numbers can express."""
+    info = jnp.finfo(z.dtype)
+    if low is not None:
+        z = jnp.maximum(z, low + info.tiny)
+    if high is not None:
+        z = jnp.minimum(z, high - info.epsneg)
+    return z
+
+
+def move(value: Array, *steps: tuple[Array, Array]) -> Array:
+    """`value` with the derivative `sum(slope * d parameter)` over the pairs (slope, parameter)."""
+    stop = jax.lax.stop_gradient
+    value = stop(value)
+    for slope, parameter in steps:
+        value = value + stop(slope) * (parameter - stop(parameter))
+    return value

@@ -7,9 +7,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jaxtyping import PRNGKeyArray
+from jaxtyping import PRNGKeyArray, PyTree
 
 from gdregs.hierarchy import Hierarchy
+from gdregs.reexpress import MovingSupportError, reexpress
 
 
 def is_reparameterized(posterior: Any, key: PRNGKeyArray, num_samples: int) -> bool:
@@ -27,20 +28,24 @@ def is_reparameterized(posterior: Any, key: PRNGKeyArray, num_samples: int) -> b
     return all(_ask(is_leaf_reparameterized, posterior, key, num_samples))
 
 
-def has_moving_support(posterior: Any, key: PRNGKeyArray, num_samples: int) -> bool:
-    """Whether the support of a latent depends on parameters, as far as that is known.
+def has_moving_support(posterior: Any, z: PyTree) -> bool:
+    """Whether re-expression refuses to be differentiated by a parameter of the support.
 
     Then the expected score is not 0, and an estimator that stops the density is biased.
     """
+    parameters, rest = eqx.partition(posterior, eqx.is_inexact_array)
 
-    def is_uniform(part):
-        while hasattr(part, "base_dist"):
-            part = part.base_dist
-        return isinstance(part, dist.Uniform) and any(
-            map(eqx.is_inexact_array, jax.tree.leaves(part))
-        )
+    def move(parameters, z):
+        def path(parameters):
+            return reexpress(eqx.combine(parameters, rest), z)
 
-    return any(_ask(is_uniform, posterior, key, num_samples))
+        return jax.jvp(path, (parameters,), (parameters,))
+
+    try:
+        jax.eval_shape(move, parameters, z)
+    except MovingSupportError:
+        return True
+    return False
 
 
 def _ask(
