@@ -6,6 +6,7 @@ JVI or your own) whose `jax.grad` is the naive, STL, DReGs, RWS or GDReGs estima
 
 from gdregs import families as families  # registers the rules of `reexpress`
 from gdregs import identities as identities
+from gdregs import numpyro as numpyro
 from gdregs.bound import Diagnostics, bound, bound_with_diagnostics
 from gdregs.diagnostics import (
     GradientMoments,
@@ -55,6 +56,7 @@ __all__ = [
     "log_marginal",
     "log_weights",
     "mixed_gdregs",
+    "numpyro",
     "reexpress",
     "with_path",
 ]

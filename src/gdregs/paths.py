@@ -117,34 +117,37 @@ def _scale_gradient_jvp(primals, tangents):
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _captured(value: Array, part: str) -> Array:
-    """The identity, which refuses to be differentiated."""
-    del part
+def refuse_differentiation(value: Array, error: Exception) -> Array:
+    """`value`, which raises `error` if it is differentiated."""
+    del error
     return value
 
 
-def _refuse(part, primals, tangents):
-    (value,), (tangent,) = primals, tangents
-    if not isinstance(tangent, jax.custom_derivatives.SymbolicZero):
-        raise ValueError(
+def _refuse(error, primals, tangents):
+    if not isinstance(tangents[0], jax.custom_derivatives.SymbolicZero):
+        raise type(error)(*error.args)
+    return primals[0], tangents[0]
+
+
+refuse_differentiation.defjvp(_refuse, symbolic_zeros=True)
+
+
+def refuse_captured(function: Callable[..., Array], part: str) -> Callable[..., Array]:
+    """`function`, which raises if it is differentiated by a value that is not an argument."""
+
+    def guard(value: Array) -> Array:
+        error = ValueError(
             f"The {part} uses a parameter that is being differentiated but is not one of its pytree"
             f" leaves (an array of shape {jnp.shape(value)}, probably captured in a closure). This"
             f" estimator stops the parameters of the {part}, and one that is hidden cannot be"
             f" stopped, so the gradient would be silently biased. Make it a leaf of the {part}: a"
             f" field of an equinox.Module, or an argument bound with jax.tree_util.Partial."
         )
-    return value, tangent
-
-
-_captured.defjvp(_refuse, symbolic_zeros=True)
-
-
-def refuse_captured(function: Callable[..., Array], part: str) -> Callable[..., Array]:
-    """`function`, which raises if it is differentiated by a value that is not an argument."""
+        return refuse_differentiation(value, error)
 
     def guarded(*arguments):
         hoisted, values = jax.closure_convert(function, *arguments)
-        return hoisted(*arguments, *[_captured(value, part) for value in values])
+        return hoisted(*arguments, *map(guard, values))
 
     return guarded
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, PyTree
 
-from gdregs.paths import refuse_captured, with_path
+from gdregs.paths import refuse_captured, refuse_differentiation, with_path
 
 PathOf = Callable[[Any, Array], Array]
 
@@ -172,29 +172,14 @@ def hold_support(distribution: Any, path: Array) -> Array:
 
 def hold(path: Array, name: str, *bounds: Any) -> Array:
     """`path`, which cannot be differentiated by `bounds` of the support of the family `name`."""
+    error = MovingSupportError(
+        f"The support of the {name} depends on a parameter that is being differentiated, which"
+        f" makes every estimator that stops its density biased. Make the bound of the support a"
+        f" constant. (That of a posterior can be learned with posterior_estimator='naive'.)"
+    )
     for bound in filter(eqx.is_inexact_array, bounds):
-        path = path + (0 * jnp.sum(_bound(bound, name))).astype(path.dtype)
+        path = path + (0 * jnp.sum(refuse_differentiation(bound, error))).astype(path.dtype)
     return path
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _bound(value: Array, name: str) -> Array:
-    """The identity, which refuses to be differentiated."""
-    del name
-    return value
-
-
-def _refuse(name, primals, tangents):
-    if not isinstance(tangents[0], jax.custom_derivatives.SymbolicZero):
-        raise MovingSupportError(
-            f"The support of the {name} depends on a parameter that is being differentiated, which"
-            f" makes every estimator that stops its density biased. Make the bound of the support a"
-            f" constant. (That of a posterior can be learned with posterior_estimator='naive'.)"
-        )
-    return primals[0], tangents[0]
-
-
-_bound.defjvp(_refuse, symbolic_zeros=True)
 
 
 def finite(z: Array, low: float | None = None, high: float | None = None) -> Array:

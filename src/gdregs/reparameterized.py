@@ -23,6 +23,8 @@ def is_reparameterized(posterior: Any, key: PRNGKeyArray, num_samples: int) -> b
     def is_leaf_reparameterized(part):
         if isinstance(part, dist.Distribution):
             return bool(part.has_rsample)
+        if hasattr(part, "is_reparameterized"):
+            return part.is_reparameterized(key)
         return _has_derivative(part, key, num_samples)
 
     return all(_ask(is_leaf_reparameterized, posterior, key, num_samples))

@@ -30,6 +30,8 @@ def move_into_support(distribution: Any, z: PyTree) -> tuple[PyTree, Array | Non
     """
     if isinstance(distribution, Hierarchy):
         return _move_latents(distribution, z)
+    if hasattr(distribution, "move_into_support"):
+        return distribution.move_into_support(z)
     support = _support(distribution)
     if support is None:
         return z, None

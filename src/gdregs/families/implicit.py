@@ -22,7 +22,7 @@ stop = jax.lax.stop_gradient
 
 
 @rule(dist.Gamma)
-def _gamma(distribution: dist.Gamma, z: Array) -> Array:
+def _gamma(distribution: Any, z: Array) -> Array:
     r"""$z = g / \beta$, where $g \sim \mathrm{Gamma}(\alpha, 1)$ moves implicitly with $\alpha$."""
     concentration, rate = parameters(distribution, z, "concentration", "rate")
     return gamma_path(concentration, stop(z * rate)) / rate
@@ -31,12 +31,12 @@ def _gamma(distribution: dist.Gamma, z: Array) -> Array:
 def gamma_path(concentration: Array, g: Array) -> Array:
     r"""The path of $g \sim \mathrm{Gamma}(\alpha, 1)$ by $\alpha$."""
     concentration = jnp.broadcast_to(concentration, g.shape).astype(g.dtype)
-    slope = jax.lax.random_gamma_grad(stop(concentration), finite(g, 0.0))
+    slope = jax.lax.random_gamma_grad(stop(concentration), finite(g, 0.0))  # pyright: ignore
     return move(g, (slope, concentration))
 
 
 @rule(dist.Beta)
-def _beta(distribution: dist.Beta, z: Array) -> Array:
+def _beta(distribution: Any, z: Array) -> Array:
     r"""By the logit of z, whose density is log-concave."""
     a, b = parameters(distribution, z, "concentration1", "concentration0")
     inside = finite(z, 0.0, 1.0)
@@ -48,12 +48,12 @@ def _beta(distribution: dist.Beta, z: Array) -> Array:
 
 def beta_logit_slopes(a: Any, b: Any, logit: Array) -> tuple[Array, Array]:
     r"""$\partial \ell / \partial a$ and $\partial \ell / \partial b$ for the logit of a Beta."""
-    spread = [stop(jnp.broadcast_to(x, logit.shape).astype(logit.dtype)) for x in (a, b)]
-    return logit_beta_derivatives(*spread, stop(logit))
+    a, b = (stop(jnp.broadcast_to(x, logit.shape).astype(logit.dtype)) for x in (a, b))
+    return logit_beta_derivatives(a, b, stop(logit))
 
 
 @rule(dist.StudentT)
-def _student_t(distribution: dist.StudentT, z: Array) -> Array:
+def _student_t(distribution: Any, z: Array) -> Array:
     r"""$z = \mu + \sigma t$, where t moves with the degrees of freedom."""
     df, loc, scale = parameters(distribution, z, "df", "loc", "scale")
     t = stop((z - loc) / scale)
@@ -71,7 +71,7 @@ def t_path(df: Array, t: Array, squared_radius: Array, dimension: int) -> Array:
 
 
 @rule(dist.Dirichlet)
-def _dirichlet(distribution: dist.Dirichlet, z: Array) -> Array:
+def _dirichlet(distribution: Any, z: Array) -> Array:
     r"""As $\alpha_j$ grows, $z_j$ moves as a Beta and the rest shrinks in proportion.
 
     $z_j \sim \mathrm{Beta}(\alpha_j, \sum_{i \neq j} \alpha_i)$ is independent of the proportions

@@ -30,7 +30,7 @@ stop = jax.lax.stop_gradient
 
 
 @rule(dist.MixtureSameFamily)
-def _mixture_same_family(distribution: dist.MixtureSameFamily, z: Array) -> Array:
+def _mixture_same_family(distribution: Any, z: Array) -> Array:
     component = distribution.component_distribution
     logits = jax.nn.log_softmax(distribution.mixing_distribution.logits)
     if distribution.event_dim == 0:
@@ -43,7 +43,7 @@ def _mixture_same_family(distribution: dist.MixtureSameFamily, z: Array) -> Arra
 
 
 @rule(dist.MixtureGeneral)
-def _mixture_general(distribution: dist.MixtureGeneral, z: Array) -> Array:
+def _mixture_general(distribution: Any, z: Array) -> Array:
     if distribution.event_dim > 0:
         raise NoReexpressionError(
             "MixtureGeneral has no re-expression rule where its components are vectors; a"
@@ -118,7 +118,7 @@ class _Conditionals:
         }
         return type(component)(**chosen)
 
-    def _normal(self, component: dist.MultivariateNormal, path: list[Array]) -> dist.Normal:
+    def _normal(self, component: Any, path: list[Array]) -> dist.Normal:
         index = len(path)
         size = component.event_shape[0]
         shape = component.batch_shape

@@ -1,6 +1,7 @@
 """Families of vectors and matrices."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,13 +26,13 @@ def _multiply(lower: Float[Array, "d d"], vector: Float[Array, " d"]) -> Float[A
 
 
 @rule(dist.MultivariateNormal)
-def _multivariate_normal(distribution: dist.MultivariateNormal, z: Array) -> Array:
+def _multivariate_normal(distribution: Any, z: Array) -> Array:
     r"""$z = \mu + L\epsilon$."""
     return _affine(distribution.loc, distribution.scale_tril, z)
 
 
 @rule(dist.LowRankMultivariateNormal)
-def _low_rank_multivariate_normal(distribution: dist.LowRankMultivariateNormal, z: Array) -> Array:
+def _low_rank_multivariate_normal(distribution: Any, z: Array) -> Array:
     r"""$z = \mu + L\epsilon$ with $LL^T = WW^T + D$."""
     return _affine(distribution.loc, jnp.linalg.cholesky(distribution.covariance_matrix), z)
 
@@ -42,7 +43,7 @@ def _affine(loc: Array, lower: Array, z: Array) -> Array:
 
 
 @rule(dist.MultivariateStudentT)
-def _multivariate_student_t(distribution: dist.MultivariateStudentT, z: Array) -> Array:
+def _multivariate_student_t(distribution: Any, z: Array) -> Array:
     r"""$z = \mu + L t$, where the radius of t moves with the degrees of freedom."""
     df = raise_rank(distribution.df, jnp.ndim(z) - 1)[..., None]
     loc = raise_rank(distribution.loc, jnp.ndim(z))
@@ -53,7 +54,7 @@ def _multivariate_student_t(distribution: dist.MultivariateStudentT, z: Array) -
 
 
 @rule(dist.MatrixNormal)
-def _matrix_normal(distribution: dist.MatrixNormal, z: Array) -> Array:
+def _matrix_normal(distribution: Any, z: Array) -> Array:
     r"""$z = M + A \epsilon B^T$."""
     loc = raise_rank(distribution.loc, jnp.ndim(z))
     row = raise_rank(jnp.tril(distribution.scale_tril_row), jnp.ndim(z))
@@ -74,7 +75,7 @@ def _product(left: Float[Array, "m d"], right: Float[Array, "d n"]) -> Float[Arr
 
 
 @rule(dist.WishartCholesky)
-def _wishart_cholesky(distribution: dist.WishartCholesky, z: Array) -> Array:
+def _wishart_cholesky(distribution: Any, z: Array) -> Array:
     r"""Bartlett: $z = LA$ with $A_{ii}^2 \sim \chi^2(\nu - i)$ and $A_{ij}$ standard normal."""
     lower = raise_rank(jnp.tril(distribution.scale_tril), jnp.ndim(z))
     df = raise_rank(distribution.concentration, jnp.ndim(z) - 2)[..., None]
@@ -88,7 +89,7 @@ def _wishart_cholesky(distribution: dist.WishartCholesky, z: Array) -> Array:
 
 
 @rule(dist.LKJCholesky)
-def _lkj_cholesky(distribution: dist.LKJCholesky, z: Array) -> Array:
+def _lkj_cholesky(distribution: Any, z: Array) -> Array:
     r"""Row i is a uniform direction of squared length $\mathrm{Beta}(i/2, \eta + (D-1-i)/2)$."""
     size = z.shape[-1]
     eta = raise_rank(distribution.concentration, jnp.ndim(z) - 2)[..., None]

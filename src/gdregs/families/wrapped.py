@@ -8,6 +8,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array
 from numpyro.distributions import constraints, transforms
+from numpyro.util import not_jax_tracer
 
 from gdregs.reexpress import NoReexpressionError, hold, reexpress, rule
 
@@ -86,7 +87,7 @@ def _ends(support: Any) -> set[float]:
 
 def _number(value: Any) -> float:
     """A concrete number, or NaN for what is being traced or differs along an array."""
-    if isinstance(value, jax.core.Tracer):
+    if not not_jax_tracer(value):
         return math.nan
     smallest, largest = float(np.min(value)), float(np.max(value))
     return smallest if smallest == largest else math.nan

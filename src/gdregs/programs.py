@@ -1,0 +1,252 @@
+r"""numpyro programs as the three parts of a bound.
+
+A guide is a posterior and a model is a prior and a likelihood: `gdregs.bound` needs samples,
+log-densities and re-expression of them, and gets each by running the program under effect handlers.
+Latents are a dict by site; each leaf has the axes `[K, *batch, ...]`, where `*batch` are the plates
+that enclose every site. Sites are re-expressed in the order in which their program runs them, so
+that a site sees its parents move.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jaxtyping import Array, PRNGKeyArray, PyTree
+from numpyro import handlers
+from numpyro.primitives import Messenger
+
+from gdregs.paths import refuse_differentiation, with_path
+from gdregs.reexpress import NoReexpressionError, reexpress
+from gdregs.support import move_into_support
+
+Values = dict[str, Array]
+Sites = dict[str, dict[str, Any]]
+
+
+class Layout(NamedTuple):
+    """Where the enclosing plates are, and how sites add up over all others.
+
+    Attributes:
+        dims: The negative dimensions of the plates that enclose every site, in order.
+        scale: The factor by which these plates stand for data that were not subsampled.
+        event_dims: The number of event axes of each latent.
+    """
+
+    dims: tuple[int, ...]
+    scale: float
+    event_dims: tuple[tuple[str, int], ...]
+
+    def to_front(self, values: Values) -> Values:
+        """Move the enclosing plates of each value (of one particle) to its front."""
+        return {name: self._move(name, value, forth=True) for name, value in values.items()}
+
+    def to_place(self, values: Values) -> Values:
+        """Undo `to_front`."""
+        return {name: self._move(name, value, forth=False) for name, value in values.items()}
+
+    def _move(self, name: str, value: Array, *, forth: bool) -> Array:
+        axes = [jnp.ndim(value) - dict(self.event_dims)[name] + dim for dim in self.dims]
+        front = list(range(len(axes)))
+        return jnp.moveaxis(value, *((axes, front) if forth else (front, axes)))
+
+    def add_up(self, sites: list[dict[str, Any]]) -> Array:
+        """The log-densities of sites, summed over all but the enclosing plates."""
+        total = jnp.zeros(())
+        for site in sites:
+            log_prob = site["fn"].log_prob(site["value"])
+            if site["scale"] is not None:
+                log_prob = log_prob * (site["scale"] / self.scale)
+            log_prob = self.reduce(jnp.sum, log_prob)
+            total = log_prob + jnp.broadcast_to(total, log_prob.shape)
+        return total
+
+    def reduce(self, operation: Callable[..., Array], values: Array) -> Array:
+        """Apply a reduction over all batch axes but those of the enclosing plates."""
+        others = [axis for axis in range(values.ndim) if axis - values.ndim not in self.dims]
+        return operation(values, axis=tuple(others))
+
+
+class Program(eqx.Module):
+    """A numpyro program, its parameters and its arguments."""
+
+    function: Callable = eqx.field(static=True)
+    layout: Layout = eqx.field(static=True)
+    params: dict[str, PyTree]
+    fixed: dict[str, PyTree]  # indices of plates
+    arguments: tuple[tuple[Any, ...], dict[str, Any]]
+
+    def run(self, *on_site: Messenger) -> Sites:
+        """Run the program for one particle under handlers; returns its sample sites."""
+        args, kwargs = self.arguments
+        function = handlers.substitute(self.function, data={**self.params, **self.fixed})
+        for handler in on_site:
+            handler.fn, function = function, handler
+        trace = handlers.trace(function).get_trace(*args, **kwargs)
+        return {name: site for name, site in trace.items() if site["type"] == "sample"}
+
+
+class Guide(Program):
+    """The posterior."""
+
+    def sample(self, key: PRNGKeyArray, sample_shape: tuple[int]) -> Values:
+        """Draw particles; keys are split as numpyro's own objectives split them."""
+
+        def draw(key):
+            _, guide_key = jax.random.split(key)
+            sites = self.run(handlers.seed(rng_seed=guide_key))
+            return self.layout.to_front({name: s["value"] for name, s in latents(sites).items()})
+
+        return jax.vmap(draw)(jax.random.split(key, sample_shape))
+
+    def is_reparameterized(self, key: PRNGKeyArray) -> bool:
+        """Whether numpyro can differentiate the sampler of every site."""
+        answers = []
+
+        def draw(key):
+            sites = latents(self.run(handlers.seed(rng_seed=key)))
+            answers.extend(is_delta(s["fn"]) or s["fn"].has_rsample for s in sites.values())
+
+        jax.eval_shape(draw, key)
+        return all(answers)
+
+    def log_prob(self, z: Values) -> Array:
+        """The guide's log-density; what it computes from other sites (`Delta`) it computes anew."""
+
+        def one(z):
+            sites = self.run(_AtSites(z, lambda fn, value, _: None if is_delta(fn) else value))
+            return self.layout.add_up(list(sites.values()))
+
+        return jax.vmap(lambda z: one(self.layout.to_place(z)))(z)
+
+
+class Model(Program):
+    """The prior, and with it the likelihood."""
+
+    inverses: Any = eqx.field(static=True)  # auxiliary sites of the guide as functions of latents
+
+    def log_prob(self, z: Values) -> Array:
+        """The log-density of the latents."""
+        return self._evaluate(z, latents)
+
+    def likelihood(self, z: Values) -> Array:
+        """The log-density of the observed sites given the latents."""
+        return self._evaluate(z, observed)
+
+    def _evaluate(self, z: Values, choose: Callable[[Sites], Sites]) -> Array:
+        def one(z):
+            sites = self.run(_AtSites(z, lambda fn, value, _: value))
+            return self.layout.add_up(list(choose(sites).values()))
+
+        return jax.vmap(lambda z: one(self.layout.to_place(z)))(z)
+
+    def move_into_support(self, z: Values) -> tuple[Values, Array]:
+        """Move each latent into its support given those before it; which particles were inside."""
+
+        def one(z):
+            inside = []
+
+            def move(fn, value, _):
+                value, is_inside = move_into_support(fn, value)
+                inside.append(jnp.ones((), bool) if is_inside is None else is_inside)
+                return value
+
+            moved = latents(self.run(_AtSites(z, move)))
+            z = self.layout.to_front({**z, **{name: s["value"] for name, s in moved.items()}})
+            batch = next(iter(z.values())).shape[: len(self.layout.dims)]
+            flags = [self.layout.reduce(jnp.all, flag) for flag in inside]
+            return z, functools.reduce(jnp.logical_and, [jnp.broadcast_to(f, batch) for f in flags])
+
+        return jax.vmap(lambda z: one(self.layout.to_place(z)))(z)
+
+
+@reexpress.register(Guide)
+def _(guide: Guide, z: Values) -> Values:
+    """The path of every site of the guide."""
+
+    def one(z):
+        sites = guide.run(_AtSites(z, _moved))
+        return guide.layout.to_front({name: s["value"] for name, s in latents(sites).items()})
+
+    return jax.vmap(lambda z: one(guide.layout.to_place(z)))(z)
+
+
+@reexpress.register(Model)
+def _(model: Model, z: Values) -> Values:
+    """The path of every latent of the model, and of what the guide drew it from."""
+
+    def one(z):
+        sites = model.run(_AtSites(z, _moved_lazily))
+        path = {name: site["value"] for name, site in latents(sites).items()}
+        for name in sorted(set(z) - set(path)):
+            path[name] = _follow(name, z, path, model.inverses.get(name))
+        return model.layout.to_front(path)
+
+    return jax.vmap(lambda z: one(model.layout.to_place(z)))(z)
+
+
+def _follow(name: str, z: Values, path: Values, inverse: Callable | None) -> Array:
+    """An auxiliary site, moved so that the latents that are computed from it follow their path."""
+    if inverse is not None:
+        return with_path(z[name], inverse(path))
+    error = TypeError(
+        f"The guide draws the auxiliary site {name!r}, which gdregs cannot compute back from the"
+        f" latents. Use prior_estimator='naive'."
+    )
+    total = sum(jnp.sum(refuse_differentiation(leaf, error)) for leaf in path.values())
+    return with_path(z[name], z[name] + jnp.asarray(0 * total, z[name].dtype))
+
+
+def _moved(fn: Any, value: Array, name: str) -> Array:
+    try:
+        return reexpress(fn, value)
+    except NoReexpressionError as error:
+        raise NoReexpressionError(f"site {name!r}: {error}") from None
+
+
+def _moved_lazily(fn: Any, value: Array, name: str) -> Array:
+    """A site without a rule is no obstacle as long as nothing that is learned would move it."""
+    try:
+        return reexpress(fn, value)
+    except NoReexpressionError as error:
+        refusal = TypeError(f"prior: site {name!r}: {error} Or use prior_estimator='naive'.")
+        leaves = filter(eqx.is_inexact_array, jax.tree.leaves(fn))
+        total = sum(jnp.sum(refuse_differentiation(leaf, refusal)) for leaf in leaves)
+        return with_path(value, value + jnp.asarray(0 * total, jnp.result_type(value)))
+
+
+class _AtSites(Messenger):
+    """Give each latent site the value `at(fn, value, name)`; None leaves it to the program."""
+
+    def __init__(self, z: Values, at: Callable[[Any, Array, str], Array | None]):
+        self.z = z
+        self.at = at
+        super().__init__(None)
+
+    def process_message(self, msg: Any) -> None:
+        if msg["type"] != "sample" or msg["is_observed"] or msg["name"] not in self.z:
+            return
+        value = self.at(msg["fn"], self.z[msg["name"]], msg["name"])
+        if value is None:
+            value = msg["fn"](rng_key=jax.random.key(0))  # a Delta: its value
+        msg["value"] = value
+
+
+def latents(sites: Sites) -> Sites:
+    """The sites that are drawn."""
+    return {name: site for name, site in sites.items() if not site["is_observed"]}
+
+
+def observed(sites: Sites) -> Sites:
+    """The sites that are given, factors included."""
+    return {name: site for name, site in sites.items() if site["is_observed"]}
+
+
+def is_delta(fn: Any) -> bool:
+    """Whether a site is a value that the program has computed."""
+    while isinstance(fn, (dist.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)):
+        fn = fn.base_dist
+    return isinstance(fn, dist.Delta)
