@@ -103,7 +103,9 @@ def main():
     table = describe(results)
     print(table)
     out = Path(options.out)
-    save(out, {"draws": options.draws, "num_samples": K, "results": results})
+    pinned = Path(__file__).with_name("requirements.txt").read_text().splitlines()[1:]
+    content = {"draws": options.draws, "num_samples": K, "peers": pinned, "results": results}
+    save(out, content)
     introduction = (
         f"# Public estimators held against `check_unbiased`\n\n`{' '.join(['python', *sys.argv])}`:"
         f" {options.draws:,} draws, K = {K} where nothing else is said. The mean and the variance"

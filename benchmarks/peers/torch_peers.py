@@ -113,7 +113,7 @@ def normflows_dreg():
             delattr(base, name)
             # A leaf of the module, whose gradient is taken over below.
             setattr(base, name, torch.nn.Parameter(phi[name].detach()[None].clone()))
-        model = nf.NormalizingFlow(base, [nf.flows.Permute(2)], Target(theta))
+        model = nf.NormalizingFlow(base, [], Target(theta))
         model.reverse_alpha_div(problem.NUM_SAMPLES, alpha=1, dreg=True).backward()
         for name in ("loc", "log_scale"):
             phi[name].grad = getattr(base, name).grad[0]
