@@ -14,15 +14,23 @@ from gdregs.reexpress import finite, move, raise_rank, rule
 stop = jax.lax.stop_gradient
 
 
-@functools.partial(jnp.vectorize, signature="(d,d),(d)->(d)")
-def solve(lower: Float[Array, "d d"], vector: Float[Array, " d"]) -> Float[Array, " d"]:
+@functools.partial(jnp.vectorize, signature="(d,d),(d,n)->(d,n)")
+def _solve_matrix(lower: Float[Array, "d d"], right: Float[Array, "d n"]) -> Float[Array, "d n"]:
+    return jax.scipy.linalg.solve_triangular(lower, right, lower=True)
+
+
+@functools.partial(jnp.vectorize, signature="(m,d),(d,n)->(m,n)")
+def _product(left: Float[Array, "m d"], right: Float[Array, "d n"]) -> Float[Array, "m n"]:
+    return left @ right
+
+
+def solve(lower: Float[Array, "*b d d"], vector: Float[Array, "*c d"]) -> Float[Array, "*e d"]:
     """The solution of L x = vector."""
-    return jax.scipy.linalg.solve_triangular(lower, vector, lower=True)
+    return _solve_matrix(lower, vector[..., None])[..., 0]
 
 
-@functools.partial(jnp.vectorize, signature="(d,d),(d)->(d)")
-def _multiply(lower: Float[Array, "d d"], vector: Float[Array, " d"]) -> Float[Array, " d"]:
-    return lower @ vector
+def _multiply(lower: Float[Array, "*b d d"], vector: Float[Array, "*c d"]) -> Float[Array, "*e d"]:
+    return _product(lower, vector[..., None])[..., 0]
 
 
 @rule(dist.MultivariateNormal)
@@ -62,16 +70,6 @@ def _matrix_normal(distribution: Any, z: Array) -> Array:
     noise = _solve_matrix(row, z - loc)
     noise = stop(_solve_matrix(column, noise.mT).mT)
     return loc + _product(_product(row, noise), column.mT)
-
-
-@functools.partial(jnp.vectorize, signature="(d,d),(d,n)->(d,n)")
-def _solve_matrix(lower: Float[Array, "d d"], right: Float[Array, "d n"]) -> Float[Array, "d n"]:
-    return jax.scipy.linalg.solve_triangular(lower, right, lower=True)
-
-
-@functools.partial(jnp.vectorize, signature="(m,d),(d,n)->(m,n)")
-def _product(left: Float[Array, "m d"], right: Float[Array, "d n"]) -> Float[Array, "m n"]:
-    return left @ right
 
 
 @rule(dist.WishartCholesky)
