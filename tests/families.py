@@ -66,9 +66,9 @@ SCALE = Positive(0.1, 10)
 SHAPE = Positive(0.05, 100)
 
 
-def _mixture(*components):
+def _mixture(component):
     return lambda logits, *parameters: dist.MixtureSameFamily(
-        dist.Categorical(logits=logits), components[0](*parameters)
+        dist.Categorical(logits=logits), component(*parameters)
     )
 
 
@@ -162,6 +162,11 @@ SCALARS = {
         ),
         (Real(2.0, (2,)), Real(), Positive(0.5, 3)),
     ),
+    "Folded Normal": Family(
+        lambda a, b: dist.FoldedDistribution(dist.Normal(a, b)),
+        (Real(2.0), Positive(0.5, 2)),
+        lambda p, z: p.base_dist.cdf(z) - p.base_dist.cdf(-z),
+    ),
     "Transformed Normal": Family(
         lambda a, b: dist.TransformedDistribution(
             dist.Normal(a, 1.0),
@@ -180,6 +185,9 @@ SCALARS = {
         (Positive(0.5, 10), SCALE, Positive(0.5, 2)),
     ),
 }
+
+PATH_OF_FOUR = np.diag(np.ones(3), 1) + np.diag(np.ones(3), -1)
+TIMES = np.array([0.0, 0.1, 0.3, 0.4, 0.8])
 
 VECTORS = {
     "MultivariateNormal": Family(
@@ -202,6 +210,24 @@ VECTORS = {
     ),
     "Wishart": Family(
         lambda df, tril: dist.Wishart(df, scale_tril=tril), (Positive(3, 20), Tril())
+    ),
+    "InverseWishartCholesky": Family(
+        lambda df, tril: dist.InverseWishartCholesky(df, scale_tril=jnp.tril(tril)),
+        (Positive(8, 20), Tril()),
+    ),
+    "CAR": Family(
+        lambda a, correlation, precision: dist.CAR(a, correlation, precision, PATH_OF_FOUR),
+        (Real(1.0, (4,)), Unit(), Positive(0.5, 2)),
+    ),
+    "GaussianCopula": Family(
+        lambda a, b, r: dist.GaussianCopula(dist.Laplace(a, b), jnp.eye(2) + r * (1 - jnp.eye(2))),
+        (Real(1.0, (2,)), Positive(0.5, 2, (2,)), Unit()),
+    ),
+    "EulerMaruyama": Family(
+        lambda start, scale: dist.EulerMaruyama(
+            TIMES, lambda y, _: (-y, 1 + jnp.tanh(y) ** 2), dist.Normal(start, scale)
+        ),
+        (Real(1.0), Positive(0.3, 3)),
     ),
     "Independent Gammas": Family(
         lambda a, b: dist.Gamma(a, b).to_event(1), (Positive(0.3, 30, (3,)), SCALE)

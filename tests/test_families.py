@@ -203,3 +203,19 @@ def test_a_t_is_a_vector_of_one_t(float64):
     family = lambda df: dist.MultivariateStudentT(df, 0 * one, one[:, None])  # noqa: E731
     by_df_of_vector = jax.jvp(lambda df: gdregs.reexpress(family(df), vector), (3.0,), (1.0,))
     np.testing.assert_allclose(by_df[1], by_df_of_vector[1][:, 0], rtol=1e-12)
+
+
+def test_a_diffusion_moves_with_its_equation_at_fixed_noise(float64):
+    times, key = jnp.array([0.0, 0.1, 0.3, 0.4, 0.8]), jax.random.key(0)
+
+    def process(rate):
+        sde = lambda y, t: (-rate * y + t, 0.5 + rate * jnp.tanh(y) ** 2)  # noqa: E731
+        return dist.EulerMaruyama(times, sde, dist.Normal(rate * jnp.ones((2, 3)), 1.0))
+
+    def sample(rate):  # what numpyro's sampler differentiates
+        return process(rate).sample(key, (7,))
+
+    z, expected = jax.jvp(sample, (0.8,), (1.0,))
+    value, moved = jax.jvp(lambda rate: gdregs.reexpress(process(rate), z), (0.8,), (1.0,))
+    np.testing.assert_array_equal(value, z)
+    np.testing.assert_allclose(moved, expected, rtol=1e-10)

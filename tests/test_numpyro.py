@@ -1,6 +1,5 @@
 """The front-end for numpyro, against numpyro's own objective and against exact gradients."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,118 +7,20 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
-from jax.scipy.special import betaln, digamma, gammaln
 from numpyro import handlers
 from numpyro.contrib.control_flow import scan
-from numpyro.contrib.module import eqx_module
 from numpyro.infer import SVI, RenyiELBO, Trace_ELBO, autoguide
 from numpyro.primitives import mutable
 
 import gdregs
 from gdregs.numpyro import Bound
-
-DATA = jnp.array(np.random.default_rng(0).normal(1.0, 1.5, size=20), jnp.float32)
+from numpyro_programs import DATA, PROGRAMS, SCHOOLS, schools
 
 
 @pytest.fixture(autouse=True)
 def _numpyro_broadcasts():
     with jax.numpy_rank_promotion("allow"):
         yield
-
-
-# --- programs: each a model, a guide, and parameters -------------------------------------------
-
-
-def local(subsample_size):
-    def model(data):
-        centre = numpyro.param("centre", 0.5)
-        with numpyro.plate("data", len(data), subsample_size=subsample_size):
-            x = numpyro.subsample(data, event_dim=0)
-            z = numpyro.sample("z", dist.Normal(centre, 1.0))
-            numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-    def guide(data):
-        slope = numpyro.param("slope", 0.3)
-        with numpyro.plate("data", len(data), subsample_size=subsample_size):
-            x = numpyro.subsample(data, event_dim=0)
-            numpyro.sample("z", dist.Normal(slope * x, 0.7))
-
-    return model, guide
-
-
-def hierarchical():
-    """Two layers in one plate, the second with an inner plate, under scale and mask."""
-
-    def model(data):
-        a, b = numpyro.param("a", 0.2), numpyro.param("b", 0.8)
-        with numpyro.plate("data", len(data), dim=-1), handlers.scale(scale=0.5):
-            z2 = numpyro.sample("z2", dist.Normal(a, 1.0))
-            with numpyro.plate("inner", 3, dim=-2):
-                z1 = numpyro.sample("z1", dist.Normal(b * z2, 1.0))
-            with handlers.mask(mask=data > 0):
-                numpyro.sample("x", dist.Normal(z1.sum(0), 1.0), obs=data)
-            numpyro.factor("soft", -0.1 * z2**2)
-
-    def guide(data):
-        c = numpyro.param("c", 0.1)
-        scale = numpyro.param("scale", 0.8, constraint=dist.constraints.positive)
-        with numpyro.plate("data", len(data), dim=-1), handlers.scale(scale=0.5):
-            with numpyro.plate("inner", 3, dim=-2):
-                z1 = numpyro.sample("z1", dist.Normal(c * data, scale))
-            numpyro.sample("z2", dist.Normal(0.5 * z1.sum(0), 0.9))
-
-    return model, guide
-
-
-ERRORS = jnp.array([15.0, 10, 16, 11, 9, 11, 10, 18])
-SCHOOLS = jnp.array([28.0, 8, -3, 7, -1, 1, 18, 12])
-
-
-def schools(data):
-    mu = numpyro.sample("mu", dist.Normal(numpyro.param("centre", 0.0), 5.0))
-    tau = numpyro.sample("tau", dist.HalfCauchy(5.0))
-    with numpyro.plate("schools", 8):
-        theta = numpyro.sample("theta", dist.Normal(mu, tau))
-        numpyro.sample("x", dist.Normal(theta, ERRORS), obs=data)
-
-
-class Encoder(eqx.Module):
-    weight: jax.Array
-
-    def __call__(self, x):
-        return jnp.tanh(self.weight * x)
-
-
-def modules():
-    def model(data):
-        with numpyro.plate("data", len(data)):
-            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
-            decoder = eqx_module("decoder", Encoder(jnp.array(0.7)))
-            numpyro.sample("x", dist.Normal(decoder(z), 1.0), obs=data)
-
-    def guide(data):
-        encoder = eqx_module("encoder", Encoder(jnp.array(0.4)))
-        with numpyro.plate("data", len(data)):
-            numpyro.sample("z", dist.Normal(encoder(data), 0.5))
-
-    return model, guide
-
-
-PROGRAMS = {
-    "local": (*local(None), DATA),
-    "subsampled": (*local(5), DATA),
-    "hierarchical": (*hierarchical(), DATA),
-    "modules": (*modules(), DATA),
-    **{
-        guide.__name__: (schools, guide(schools), SCHOOLS)
-        for guide in (
-            autoguide.AutoNormal,
-            autoguide.AutoDiagonalNormal,
-            autoguide.AutoLowRankMultivariateNormal,
-            autoguide.AutoDelta,
-        )
-    },
-}
 
 
 def parameters(model, guide, data):
@@ -186,116 +87,6 @@ def test_streaming_changes_nothing_but_the_draws():
         for size in (None, 32)
     ]
     np.testing.assert_allclose(*values, rtol=5e-3)
-
-
-# --- conjugate models: exact gradients ---------------------------------------------------------
-
-
-def gamma_poisson(size):
-    counts = jnp.array([3.0, 5, 2, 8, 0, 4, 1, 6])
-
-    def model(subsample_size):
-        with numpyro.plate("data", 8, subsample_size=subsample_size) as index:
-            rate = numpyro.sample("z", dist.Gamma(numpyro.param("a", 2.0), numpyro.param("b", 0.7)))
-            numpyro.sample("x", dist.Poisson(rate), obs=counts[index])
-
-    def guide(subsample_size):
-        with numpyro.plate("data", 8, subsample_size=subsample_size) as index:
-            shape = numpyro.param("shape", 1.5) + 0.9 * counts[index]
-            numpyro.sample("z", dist.Gamma(shape, numpyro.param("rate", 1.6)))
-
-    def elbo(params):
-        a, b, rate = params["a"], params["b"], params["rate"]
-        shape = params["shape"] + 0.9 * counts
-        mean, log_mean = shape / rate, digamma(shape) - jnp.log(rate)
-        likelihood = counts * log_mean - mean - gammaln(counts + 1)
-        prior = a * jnp.log(b) - gammaln(a) + (a - 1) * log_mean - b * mean
-        entropy = shape - jnp.log(rate) + gammaln(shape) + (1 - shape) * digamma(shape)
-        return jnp.sum(likelihood + prior + entropy)
-
-    params = {"a": 2.0, "b": 0.7, "shape": 1.5, "rate": 1.6}
-    return model, guide, size, params, elbo
-
-
-def beta_bernoulli():
-    flips = jnp.array([1.0, 1, 0, 1, 1, 0, 1, 1])
-
-    def model(_):
-        p = numpyro.sample("p", dist.Beta(numpyro.param("a", 2.0), numpyro.param("b", 3.0)))
-        with numpyro.plate("data", 8):
-            numpyro.sample("x", dist.Bernoulli(p), obs=flips)
-
-    def guide(_):
-        numpyro.sample("p", dist.Beta(numpyro.param("c", 4.0), numpyro.param("d", 2.5)))
-
-    def elbo(params):
-        a, b, c, d = (params[name] for name in "abcd")
-        log_p, log_not = digamma(c) - digamma(c + d), digamma(d) - digamma(c + d)
-        joint = (a + 5) * log_p + (b + 1) * log_not - betaln(a, b)
-        return joint - (c - 1) * log_p - (d - 1) * log_not + betaln(c, d)
-
-    return model, guide, None, {"a": 2.0, "b": 3.0, "c": 4.0, "d": 2.5}, elbo
-
-
-def normal_normal(size):
-    x = DATA[:8]
-
-    def model(subsample_size):
-        with numpyro.plate("data", 8, subsample_size=subsample_size) as index:
-            top = numpyro.sample("top", dist.Normal(numpyro.param("m", 0.3), 1.0))
-            z = numpyro.sample("z", dist.Normal(numpyro.param("w", 0.8) * top, 1.0))
-            numpyro.sample("x", dist.Normal(z, 1.0), obs=x[index])
-
-    def guide(subsample_size):
-        with numpyro.plate("data", 8, subsample_size=subsample_size) as index:
-            z = numpyro.sample("z", dist.Normal(numpyro.param("k", 0.4) * x[index], 0.6))
-            numpyro.sample("top", dist.Normal(numpyro.param("c", 0.2) * z, 0.8))
-
-    def elbo(params):
-        m, w, k, c = (params[name] for name in "mwkc")
-        mean, variance = k * x, 0.6**2
-        top, top_variance = c * mean, (c**2) * variance + 0.8**2
-        residual = (mean - w * top) ** 2 + (1 - w * c) ** 2 * variance + (w * 0.8) ** 2
-        squares = (x - mean) ** 2 + variance + residual + (top - m) ** 2 + top_variance
-        return jnp.sum(-squares / 2)  # up to a constant: the entropies do not depend on anything
-
-    return model, guide, size, {"m": 0.3, "w": 0.8, "k": 0.4, "c": 0.2}, elbo
-
-
-CONJUGATE = {
-    "Gamma-Poisson": gamma_poisson(None),
-    "Gamma-Poisson, subsampled": gamma_poisson(3),
-    "Beta-Bernoulli": beta_bernoulli(),
-    "Normal-Normal": normal_normal(None),
-    "Normal-Normal, subsampled": normal_normal(3),
-}
-
-
-@pytest.mark.parametrize("name", CONJUGATE)
-def test_gradients_of_conjugate_models_are_exact(name):
-    """2,000 draws of the ELBO with K = 4; the wake-phase gradient is another one: caught."""
-    model, guide, size, params, elbo = CONJUGATE[name]
-    params = jax.tree.map(jnp.asarray, params)
-    exact = jax.grad(lambda p: -elbo(p))(params)
-
-    def scores(**options):
-        objective = Bound(4, gdregs.ELBO(), **options)
-
-        def draw(key):
-            return jax.grad(lambda p: objective.loss(key, p, model, guide, size))(params)
-
-        draws = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(2), 2000))
-        return {
-            n: float((g.mean() - exact[n]) / (g.std() / len(g) ** 0.5 + 1e-6))
-            for n, g in draws.items()
-        }
-
-    found = scores()
-    assert max(map(abs, found.values())) < 4.5, found
-    assert max(map(abs, scores(posterior_estimator="rws").values())) > 4.5
-
-
-# --- errors ------------------------------------------------------------------------------------
 
 
 def _loss(model, guide, *args, **options):

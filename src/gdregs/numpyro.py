@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.util
 from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 from numpyro.infer import autoguide, elbo
+from numpyro.util import not_jax_tracer
 
 from gdregs.bound import bound
 from gdregs.checks import positive_integer
@@ -224,13 +224,9 @@ class Bound(elbo.ELBO):
 
 def _is_close(a: Any, b: Any) -> bool:
     """Whether two numbers are known to be the same."""
-    if _is_traced(a) or _is_traced(b):
-        return a is b
-    return bool(np.allclose(a, b, rtol=1e-6, atol=0))
-
-
-def _is_traced(value: Any) -> bool:
-    return not numpyro.util.not_jax_tracer(value)
+    if not_jax_tracer(a) and not_jax_tracer(b):
+        return bool(np.allclose(a, b, rtol=1e-6, atol=0))
+    return a is b
 
 
 def _trace(program: Any, data: Any, args: Any, kwargs: Any) -> Any:

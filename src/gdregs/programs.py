@@ -21,6 +21,7 @@ from numpyro.primitives import Messenger
 
 from gdregs.paths import refuse_differentiation, with_path
 from gdregs.reexpress import NoReexpressionError, reexpress
+from gdregs.reparameterized import is_reparameterized
 from gdregs.support import move_into_support
 
 Values = dict[str, Array]
@@ -76,16 +77,14 @@ class Program(eqx.Module):
     function: Callable = eqx.field(static=True)
     layout: Layout = eqx.field(static=True)
     params: dict[str, PyTree]
-    fixed: dict[str, PyTree]  # indices of plates
+    plates: dict[str, Array]  # the indices that each plate has drawn
     arguments: tuple[tuple[Any, ...], dict[str, Any]]
 
-    def run(self, *on_site: Messenger) -> Sites:
-        """Run the program for one particle under handlers; returns its sample sites."""
+    def run(self, handler: Messenger) -> Sites:
+        """Run the program for one particle under a handler; returns its sample sites."""
         args, kwargs = self.arguments
-        function = handlers.substitute(self.function, data={**self.params, **self.fixed})
-        for handler in on_site:
-            handler.fn, function = function, handler
-        trace = handlers.trace(function).get_trace(*args, **kwargs)
+        handler.fn = handlers.substitute(self.function, data={**self.params, **self.plates})
+        trace = handlers.trace(handler).get_trace(*args, **kwargs)
         return {name: site for name, site in trace.items() if site["type"] == "sample"}
 
 
@@ -101,17 +100,6 @@ class Guide(Program):
             return self.layout.to_front({name: s["value"] for name, s in latents(sites).items()})
 
         return jax.vmap(draw)(jax.random.split(key, sample_shape))
-
-    def is_reparameterized(self, key: PRNGKeyArray) -> bool:
-        """Whether numpyro can differentiate the sampler of every site."""
-        answers = []
-
-        def draw(key):
-            sites = latents(self.run(handlers.seed(rng_seed=key)))
-            answers.extend(is_delta(s["fn"]) or s["fn"].has_rsample for s in sites.values())
-
-        jax.eval_shape(draw, key)
-        return all(answers)
 
     def log_prob(self, z: Values) -> Array:
         """The guide's log-density; what it computes from other sites (`Delta`) it computes anew."""
@@ -143,24 +131,40 @@ class Model(Program):
 
         return jax.vmap(lambda z: one(self.layout.to_place(z)))(z)
 
-    def move_into_support(self, z: Values) -> tuple[Values, Array]:
-        """Move each latent into its support given those before it; which particles were inside."""
 
-        def one(z):
-            inside = []
+@move_into_support.register(Model)
+def _(model: Model, z: Values) -> tuple[Values, Array]:
+    """Move each latent into its support given those before it."""
 
-            def move(fn, value, _):
-                value, is_inside = move_into_support(fn, value)
-                inside.append(jnp.ones((), bool) if is_inside is None else is_inside)
-                return value
+    def one(z):
+        inside = []
 
-            moved = latents(self.run(_AtSites(z, move)))
-            z = self.layout.to_front({**z, **{name: s["value"] for name, s in moved.items()}})
-            batch = next(iter(z.values())).shape[: len(self.layout.dims)]
-            flags = [self.layout.reduce(jnp.all, flag) for flag in inside]
-            return z, functools.reduce(jnp.logical_and, [jnp.broadcast_to(f, batch) for f in flags])
+        def move(fn, value, _):
+            value, is_inside = move_into_support(fn, value)
+            inside.append(jnp.ones((), bool) if is_inside is None else is_inside)
+            return value
 
-        return jax.vmap(lambda z: one(self.layout.to_place(z)))(z)
+        moved = latents(model.run(_AtSites(z, move)))
+        z = model.layout.to_front({**z, **{name: s["value"] for name, s in moved.items()}})
+        batch = next(iter(z.values())).shape[: len(model.layout.dims)]
+        flags = [model.layout.reduce(jnp.all, flag) for flag in inside]
+        return z, functools.reduce(jnp.logical_and, [jnp.broadcast_to(f, batch) for f in flags])
+
+    return jax.vmap(lambda z: one(model.layout.to_place(z)))(z)
+
+
+@is_reparameterized.register(Guide)
+def _(guide: Guide, key: PRNGKeyArray, num_samples: int) -> bool:
+    """Whether numpyro can differentiate the sampler of every site."""
+    del num_samples
+    answers = []
+
+    def draw(key):
+        sites = latents(guide.run(handlers.seed(rng_seed=key)))
+        answers.extend(is_delta(site["fn"]) or site["fn"].has_rsample for site in sites.values())
+
+    jax.eval_shape(draw, key)
+    return all(answers)
 
 
 @reexpress.register(Guide)

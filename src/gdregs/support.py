@@ -5,6 +5,7 @@ the way back 0 times the derivative of a NaN is NaN, which spreads to every data
 parameter. So such a sample is first moved to a point of the support.
 """
 
+import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from gdregs.hierarchy import Hierarchy
 from gdregs.paths import align
 
 
+@functools.singledispatch
 def move_into_support(distribution: Any, z: PyTree) -> tuple[PyTree, Array | None]:
     """Replace what lies outside of the support of `distribution` by some point inside.
 
@@ -28,10 +30,6 @@ def move_into_support(distribution: Any, z: PyTree) -> tuple[PyTree, Array | Non
         The samples, and which of them lay inside, `[K, *batch]`; None where all values do (then
         the samples are untouched and nothing has been computed).
     """
-    if isinstance(distribution, Hierarchy):
-        return _move_latents(distribution, z)
-    if hasattr(distribution, "move_into_support"):
-        return distribution.move_into_support(z)
     support = _support(distribution)
     if support is None:
         return z, None
@@ -39,7 +37,8 @@ def move_into_support(distribution: Any, z: PyTree) -> tuple[PyTree, Array | Non
     return jnp.where(align(inside, z), z, support.feasible_like(z)), inside
 
 
-def _move_latents(hierarchy: Hierarchy, z: PyTree) -> tuple[PyTree, Array | None]:
+@move_into_support.register(Hierarchy)
+def _(hierarchy: Hierarchy, z: PyTree) -> tuple[PyTree, Array | None]:
     hierarchy._check_names(z)
     moved, all_inside = {}, None
     for name, parents in hierarchy.parents:

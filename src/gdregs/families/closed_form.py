@@ -30,11 +30,10 @@ def _levy(distribution: dist.Levy, z: Array) -> Array:
     return hold(_location_scale(distribution, z), "Levy", distribution.loc)
 
 
-@rule(dist.HalfCauchy, dist.HalfNormal, dist.GaussianRandomWalk)
+@rule(dist.HalfCauchy, dist.HalfNormal)
 def _scale(distribution: Any, z: Array) -> Array:
     r"""$z = \sigma\epsilon$."""
-    (scale,) = parameters(distribution, z[(..., *[0] * distribution.event_dim)], "scale")
-    scale = scale[(..., *[None] * distribution.event_dim)]
+    (scale,) = parameters(distribution, z, "scale")
     return scale * stop(z / scale)
 
 
@@ -74,7 +73,7 @@ def _gompertz(distribution: dist.Gompertz, z: Array) -> Array:
     """
     concentration, rate = parameters(distribution, z, "concentration", "rate")
     scaled = finite(z * rate, 0.0)
-    log_growth = scaled + jnp.log(-jnp.expm1(-scaled))  # log(exp(scaled) - 1)
+    log_growth = scaled + jax.nn.log1mexp(scaled)  # log(exp(scaled) - 1)
     log_noise = stop(log_growth + jnp.log(concentration))
     return jax.nn.softplus(log_noise - jnp.log(concentration)) / rate
 
@@ -83,14 +82,9 @@ def _gompertz(distribution: dist.Gompertz, z: Array) -> Array:
 def _kumaraswamy(distribution: dist.Kumaraswamy, z: Array) -> Array:
     r"""$z = (1 - e^{-\epsilon / b})^{1/a}$ with $\epsilon \sim \mathrm{Exponential}(1)$."""
     a, b = parameters(distribution, z, "concentration1", "concentration0")
-    log_power = stop(jnp.minimum(a * jnp.log(finite(z, 0.0, 1.0)), -jnp.finfo(z.dtype).tiny))
-    noise = stop(-b * _log1mexp(log_power))
-    return jnp.exp(_log1mexp(-noise / b) / a)
-
-
-def _log1mexp(x: Array) -> Array:
-    r"""$\log(1 - e^x)$ for negative x."""
-    return jnp.log(-jnp.expm1(jnp.minimum(x, -jnp.finfo(x.dtype).tiny)))
+    minus_log_power = finite(-a * jnp.log(finite(z, 0.0, 1.0)), 0.0)
+    noise = stop(-b * jax.nn.log1mexp(minus_log_power))
+    return jnp.exp(jax.nn.log1mexp(finite(noise / b, 0.0)) / a)
 
 
 @rule(dist.Dagum)
@@ -99,8 +93,8 @@ def _dagum(distribution: dist.Dagum, z: Array) -> Array:
     p, a, b = parameters(distribution, z, "concentration", "sharpness", "scale")
     log_odds = stop(a * (jnp.log(finite(z, 0.0)) - jnp.log(b)))
     noise = finite(p * jax.nn.softplus(-log_odds), 0.0)
-    x = stop(noise) / p
-    return b * jnp.exp(-(x + _log1mexp(-x)) / a)
+    x = finite(stop(noise) / p, 0.0)
+    return b * jnp.exp(-(x + jax.nn.log1mexp(x)) / a)
 
 
 @rule(dist.LowerTruncatedPowerLaw)

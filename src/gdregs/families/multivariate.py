@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
+from numpyro.distributions.util import clamp_probs
 
 from gdregs.families.implicit import beta_logit_slopes, gamma_path, t_path
-from gdregs.reexpress import finite, move, raise_rank, rule
+from gdregs.reexpress import finite, move, raise_rank, reexpress, rule
 
 stop = jax.lax.stop_gradient
 
@@ -39,6 +40,13 @@ def _multivariate_normal(distribution: Any, z: Array) -> Array:
     return _affine(distribution.loc, distribution.scale_tril, z)
 
 
+@rule(dist.GaussianRandomWalk)
+def _gaussian_random_walk(distribution: Any, z: Array) -> Array:
+    r"""$z = \sigma\epsilon$, all steps of a walk by the same factor."""
+    scale = raise_rank(distribution.scale, jnp.ndim(z) - 1)[..., None]
+    return scale * stop(z / scale)
+
+
 @rule(dist.LowRankMultivariateNormal)
 def _low_rank_multivariate_normal(distribution: Any, z: Array) -> Array:
     r"""$z = \mu + L\epsilon$ with $LL^T = WW^T + D$."""
@@ -48,6 +56,25 @@ def _low_rank_multivariate_normal(distribution: Any, z: Array) -> Array:
 def _affine(loc: Array, lower: Array, z: Array) -> Array:
     loc, lower = raise_rank(loc, jnp.ndim(z)), raise_rank(jnp.tril(lower), jnp.ndim(z) + 1)
     return loc + _multiply(lower, stop(solve(lower, z - loc)))
+
+
+@rule(dist.CAR)
+def _conditional_autoregressive(distribution: dist.CAR, z: Array) -> Array:
+    """A multivariate normal, given by its precision matrix."""
+    return reexpress(
+        dist.MultivariateNormal(distribution.loc, precision_matrix=distribution.precision_matrix), z
+    )
+
+
+@rule(dist.GaussianCopula)
+def _gaussian_copula(distribution: dist.GaussianCopula, z: Array) -> Array:
+    r"""$F_i(z_i) = \Phi(u_i)$ with $u = L\epsilon$, where margins F and L move."""
+    margin = distribution.marginal_dist
+    normal = dist.Normal()
+    score = stop(normal.icdf(clamp_probs(margin.cdf(z))))
+    moved = _affine(jnp.zeros(z.shape[-1], z.dtype), distribution.base_dist.scale_tril, score)
+    slope = stop(jnp.exp(normal.log_prob(score) - margin.log_prob(z)))
+    return reexpress(margin, z) + slope * (moved - stop(moved))
 
 
 @rule(dist.MultivariateStudentT)
@@ -77,13 +104,53 @@ def _wishart_cholesky(distribution: Any, z: Array) -> Array:
     r"""Bartlett: $z = LA$ with $A_{ii}^2 \sim \chi^2(\nu - i)$ and $A_{ij}$ standard normal."""
     lower = raise_rank(jnp.tril(distribution.scale_tril), jnp.ndim(z))
     df = raise_rank(distribution.concentration, jnp.ndim(z) - 2)[..., None]
-    noise = stop(_solve_matrix(lower, z))
+    degrees = df - raise_rank(jnp.arange(z.shape[-1], dtype=df.dtype), df.ndim)
+    return _product(lower, _bartlett(degrees, stop(_solve_matrix(lower, z))))
+
+
+@rule(dist.InverseWishartCholesky)
+def _inverse_wishart_cholesky(distribution: Any, z: Array) -> Array:
+    r"""Bartlett: $z = LA^{-1}$ with $A_{ii}^2 \sim \chi^2(\nu - D + 1 + i)$, $A_{ij}$ normal."""
+    lower = raise_rank(jnp.tril(distribution.scale_tril), jnp.ndim(z))
+    df = raise_rank(distribution.concentration, jnp.ndim(z) - 2)[..., None]
+    size = z.shape[-1]
+    degrees = df - (size - 1) + raise_rank(jnp.arange(size, dtype=df.dtype), df.ndim)
+    noise = _bartlett(degrees, stop(_solve_matrix(z, jnp.broadcast_to(lower, z.shape))))
+    eye = jnp.broadcast_to(jnp.eye(size, dtype=z.dtype), z.shape)
+    return _product(lower, _solve_matrix(noise, eye))
+
+
+def _bartlett(degrees: Array, noise: Array) -> Array:
+    r"""A lower triangular matrix whose squared diagonal moves as $\chi^2$ of these degrees."""
     diagonal = jnp.diagonal(noise, axis1=-2, axis2=-1)
-    size = diagonal.shape[-1]
-    concentration = (df - raise_rank(jnp.arange(size, dtype=df.dtype), df.ndim)) / 2
-    path = jnp.sqrt(2 * gamma_path(concentration, diagonal**2 / 2))
-    eye = raise_rank(jnp.eye(size, dtype=noise.dtype), noise.ndim)
-    return _product(lower, noise + eye * (path - stop(path))[..., None])
+    path = jnp.sqrt(2 * gamma_path(degrees / 2, diagonal**2 / 2))
+    eye = raise_rank(jnp.eye(diagonal.shape[-1], dtype=noise.dtype), noise.ndim)
+    return noise + eye * (path - stop(path))[..., None]
+
+
+@rule(dist.EulerMaruyama)
+def _euler_maruyama(distribution: dist.EulerMaruyama, z: Array) -> Array:
+    r"""$z_{t+1} = z_t + f(z_t)\,\delta + g(z_t)\sqrt\delta\,\epsilon_t$, step by step."""
+    event_dim = distribution.event_dim
+    batch, event = z.shape[: z.ndim - event_dim], z.shape[z.ndim - event_dim :]
+    first = reexpress(distribution.init_dist, jnp.take(z, 0, axis=-event_dim))
+    times = jnp.broadcast_to(raise_rank(distribution.t, len(batch) + 1), (*batch, event[0]))
+
+    def step(y, inputs):
+        reached, time, width = inputs
+        drift, diffusion = distribution.sde_fn(y, time)
+        centre, scale = y + width * drift, jnp.sqrt(width) * diffusion
+        after = centre + scale * stop((reached - centre) / scale)
+        return after, after
+
+    def walk(first, times, z):
+        _, rest = jax.lax.scan(step, first, (z[1:], times[:-1], jnp.diff(times)))
+        return jnp.concatenate([first[None], rest])
+
+    def flat(values):
+        return values.reshape(-1, *values.shape[len(batch) :])
+
+    return jax.vmap(walk)(flat(first), flat(times), flat(z)).reshape(z.shape)
 
 
 @rule(dist.LKJCholesky)

@@ -5,7 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jax.scipy.special import gammainc, gammaincc, log_ndtr
+from jax.scipy import stats
+from jax.scipy.special import log_ndtr
 from jaxtyping import Array
 
 from gdregs.families.closed_form import parameters
@@ -29,12 +30,12 @@ def log_tails(distribution: Any, z: Array) -> tuple[Array, Array]:
         loc, scale = parameters(distribution, z, "loc", "scale")
         x = (z - loc) / scale
         near = _log_near_tail(distribution, -jnp.abs(x))
-        far = jnp.log1p(-jnp.exp(near))
+        far = jax.nn.log1mexp(-near)
         return jnp.where(x < 0, near, far), jnp.where(x < 0, far, near)
     if isinstance(distribution, dist.Gamma):
         concentration, rate = parameters(distribution, z, "concentration", "rate")
         x = jnp.maximum(z * rate, 0)
-        return jnp.log(gammainc(concentration, x)), jnp.log(gammaincc(concentration, x))
+        return stats.gamma.logcdf(x, concentration), stats.gamma.logsf(x, concentration)
     probability = distribution.cdf(z)
     return jnp.log(probability), jnp.log1p(-probability)
 
@@ -43,7 +44,8 @@ def _log_near_tail(distribution: Any, x: Array) -> Array:
     if isinstance(distribution, dist.StudentT):
         df = raise_rank(distribution.df, x.ndim)
         return jnp.log(jax.scipy.special.betainc(df / 2, 1 / 2, df / (df + x**2)) / 2)
-    return _SYMMETRIC[type(distribution)](x)
+    (log_cdf,) = (log_cdf for cls, log_cdf in _SYMMETRIC.items() if isinstance(distribution, cls))
+    return log_cdf(x)
 
 
 def log_between(low: tuple[Array, Array], high: tuple[Array, Array]) -> Array:
@@ -51,5 +53,5 @@ def log_between(low: tuple[Array, Array], high: tuple[Array, Array]) -> Array:
     in_upper_tail = low[1] < low[0]
     larger = jnp.where(in_upper_tail, low[1], high[0])
     smaller = jnp.where(in_upper_tail, high[1], low[0])
-    difference = jnp.minimum(jnp.where(smaller > -jnp.inf, smaller - larger, -jnp.inf), 0)
-    return larger + jnp.log(-jnp.expm1(difference))
+    difference = jnp.where(smaller > -jnp.inf, larger - smaller, jnp.inf)
+    return larger + jax.nn.log1mexp(jnp.maximum(difference, 0))

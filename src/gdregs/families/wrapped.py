@@ -40,6 +40,14 @@ def _transformed(distribution: dist.TransformedDistribution, z: Array) -> Array:
     return path
 
 
+@rule(dist.FoldedDistribution)
+def _folded(distribution: dist.FoldedDistribution, z: Array) -> Array:
+    r"""$z = |x|$: it moves as x does, averaged over the x of either sign that it may come from."""
+    base = distribution.base_dist
+    weight = jax.lax.stop_gradient(jax.nn.sigmoid(base.log_prob(z) - base.log_prob(-z)))
+    return weight * reexpress(base, z) - (1 - weight) * reexpress(base, -z)
+
+
 def _invert(step: Any, z: Array, name: str) -> Array:
     try:
         return step.inv(z)

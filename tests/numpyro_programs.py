@@ -1,0 +1,105 @@
+"""Models and guides of numpyro for the tests, each pair with its data."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from numpyro import handlers
+from numpyro.contrib.module import eqx_module
+from numpyro.infer import autoguide
+
+DATA = jnp.array(np.random.default_rng(0).normal(1.0, 1.5, size=20), jnp.float32)
+
+
+def local(subsample_size):
+    def model(data):
+        centre = numpyro.param("centre", 0.5)
+        with numpyro.plate("data", len(data), subsample_size=subsample_size):
+            x = numpyro.subsample(data, event_dim=0)
+            z = numpyro.sample("z", dist.Normal(centre, 1.0))
+            numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(data):
+        slope = numpyro.param("slope", 0.3)
+        with numpyro.plate("data", len(data), subsample_size=subsample_size):
+            x = numpyro.subsample(data, event_dim=0)
+            numpyro.sample("z", dist.Normal(slope * x, 0.7))
+
+    return model, guide
+
+
+def hierarchical():
+    """Two layers in one plate, the second with an inner plate, under scale and mask."""
+
+    def model(data):
+        a, b = numpyro.param("a", 0.2), numpyro.param("b", 0.8)
+        with numpyro.plate("data", len(data), dim=-1), handlers.scale(scale=0.5):
+            z2 = numpyro.sample("z2", dist.Normal(a, 1.0))
+            with numpyro.plate("inner", 3, dim=-2):
+                z1 = numpyro.sample("z1", dist.Normal(b * z2, 1.0))
+            with handlers.mask(mask=data > 0):
+                numpyro.sample("x", dist.Normal(z1.sum(0), 1.0), obs=data)
+            numpyro.factor("soft", -0.1 * z2**2)
+
+    def guide(data):
+        c = numpyro.param("c", 0.1)
+        scale = numpyro.param("scale", 0.8, constraint=dist.constraints.positive)
+        with numpyro.plate("data", len(data), dim=-1), handlers.scale(scale=0.5):
+            with numpyro.plate("inner", 3, dim=-2):
+                z1 = numpyro.sample("z1", dist.Normal(c * data, scale))
+            numpyro.sample("z2", dist.Normal(0.5 * z1.sum(0), 0.9))
+
+    return model, guide
+
+
+ERRORS = jnp.array([15.0, 10, 16, 11, 9, 11, 10, 18])
+SCHOOLS = jnp.array([28.0, 8, -3, 7, -1, 1, 18, 12])
+
+
+def schools(data):
+    mu = numpyro.sample("mu", dist.Normal(numpyro.param("centre", 0.0), 5.0))
+    tau = numpyro.sample("tau", dist.HalfCauchy(5.0))
+    with numpyro.plate("schools", 8):
+        theta = numpyro.sample("theta", dist.Normal(mu, tau))
+        numpyro.sample("x", dist.Normal(theta, ERRORS), obs=data)
+
+
+class Encoder(eqx.Module):
+    weight: jax.Array
+
+    def __call__(self, x):
+        return jnp.tanh(self.weight * x)
+
+
+def modules():
+    def model(data):
+        with numpyro.plate("data", len(data)):
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+            decoder = eqx_module("decoder", Encoder(jnp.array(0.7)))
+            numpyro.sample("x", dist.Normal(decoder(z), 1.0), obs=data)
+
+    def guide(data):
+        encoder = eqx_module("encoder", Encoder(jnp.array(0.4)))
+        with numpyro.plate("data", len(data)):
+            numpyro.sample("z", dist.Normal(encoder(data), 0.5))
+
+    return model, guide
+
+
+PROGRAMS = {
+    "local": (*local(None), DATA),
+    "subsampled": (*local(5), DATA),
+    "hierarchical": (*hierarchical(), DATA),
+    "modules": (*modules(), DATA),
+    **{
+        guide.__name__: (schools, guide(schools), SCHOOLS)
+        for guide in (
+            autoguide.AutoNormal,
+            autoguide.AutoDiagonalNormal,
+            autoguide.AutoLowRankMultivariateNormal,
+            autoguide.AutoDelta,
+        )
+    },
+}
