@@ -1,13 +1,15 @@
 """Models and guides of numpyro for the tests, each pair with its data."""
 
 import equinox as eqx
+import flax.linen
+import flax.nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from numpyro import handlers
-from numpyro.contrib.module import eqx_module
+from numpyro.contrib.module import eqx_module, flax_module, nnx_module
 from numpyro.infer import autoguide
 
 DATA = jnp.array(np.random.default_rng(0).normal(1.0, 1.5, size=20), jnp.float32)
@@ -88,11 +90,37 @@ def modules():
     return model, guide
 
 
+def _nnx_module(name, module, input_shape):
+    del input_shape
+    return nnx_module(name, module)
+
+
+def networks_of(register, make):
+    """Networks of another library: it makes one, `register` is numpyro's contribution for it."""
+
+    def apply(name, x):
+        return register(name, make(), input_shape=(1,))(x[:, None])[:, 0]
+
+    def model(data):
+        with numpyro.plate("data", len(data)):
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+            numpyro.sample("x", dist.Normal(apply("decoder", z), 1.0), obs=data)
+
+    def guide(data):
+        loc = apply("encoder", data)
+        with numpyro.plate("data", len(data)):
+            numpyro.sample("z", dist.Normal(loc, 0.5))
+
+    return model, guide
+
+
 PROGRAMS = {
     "local": (*local(None), DATA),
     "subsampled": (*local(5), DATA),
     "hierarchical": (*hierarchical(), DATA),
     "modules": (*modules(), DATA),
+    "flax": (*networks_of(flax_module, lambda: flax.linen.Dense(1)), DATA),
+    "nnx": (*networks_of(_nnx_module, lambda: flax.nnx.Linear(1, 1, rngs=flax.nnx.Rngs(0))), DATA),
     **{
         guide.__name__: (schools, guide(schools), SCHOOLS)
         for guide in (

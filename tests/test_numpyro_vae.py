@@ -94,7 +94,7 @@ def test_it_trains_as_the_vae_of_this_library_does(monkeypatch):
 
 @pytest.mark.parametrize("num_layers", [1, 2])
 def test_a_step_beside_renyi_elbo(optimised, num_layers):
-    """The same value; no more operations with M = 8 of 64; less variance, at M = 8 too."""
+    """The same value; with M = K / 2 no more operations and less variance, with M = 8 far fewer."""
     template = make_vae(num_layers, hidden_size=64)
     model, guide = program(template)
     leaves, _ = eqx.partition(template, eqx.is_inexact_array)
@@ -109,12 +109,14 @@ def test_a_step_beside_renyi_elbo(optimised, num_layers):
         lowered = jax.jit(gradient(objective)).lower(leaves, jax.random.key(0))
         return lowered.compile().cost_analysis()["flops"]
 
-    renyi, full, resampled = RenyiELBO(0, 64), Bound(64), Bound(64, num_gradient_samples=8)
+    renyi, full = RenyiELBO(0, 64), Bound(64)
+    half, resampled = (Bound(64, num_gradient_samples=count) for count in (32, 8))
     values = [gradient(o)(leaves, jax.random.key(1))[0] for o in (renyi, full)]
     np.testing.assert_allclose(*values, rtol=1e-5)
-    costs = [flops(o) / flops(renyi) for o in (full, resampled)]
+    costs = [flops(o) / flops(renyi) for o in (full, half, resampled)]
     assert costs[0] < (1.05, 1.25)[num_layers - 1], costs
-    assert costs[1] < 0.6, costs
+    assert costs[1] < 1, costs
+    assert costs[2] < 0.6, costs
 
     trained = fit(lambda leaves, key: gradient(resampled)(leaves, key), leaves, 300)
 
@@ -124,7 +126,8 @@ def test_a_step_beside_renyi_elbo(optimised, num_layers):
         moments = jax.tree.map(lambda g: jnp.sum(jnp.var(g, axis=0)), draws(keys))
         return sum(jax.tree.leaves(moments.posterior_networks))
 
-    assert variance(resampled) < 0.8 * variance(renyi)
+    variances = [variance(objective) / variance(renyi) for objective in (full, half, resampled)]
+    assert max(variances) < 0.8, variances
 
 
 def fit(value_and_grad, leaves, num_steps):
