@@ -20,6 +20,14 @@ def test_windows_are_rows_of_the_whole(float64, start, dtype):
     np.testing.assert_array_equal(part, whole[start : start + 4])
 
 
+@pytest.mark.parametrize(("start", "part"), [(0, 0), (3, 1), (8, 2)])
+def test_parts_are_columns_of_the_whole(float64, start, part):
+    key = jax.random.key(1)
+    whole = jax.random.normal(key, (12, 6, 5))
+    piece = jax.random.normal(window(key, start, part, 3), (4, 2, 5))
+    np.testing.assert_array_equal(piece, whole[start : start + 4, 2 * part : 2 * part + 2])
+
+
 def test_windows_of_distributions():
     key = jax.random.key(2)
     phi, _, _, x = reference.init(jax.random.key(0))
@@ -54,5 +62,5 @@ def test_legacy_keys():
 
 @pytest.mark.parametrize(("a", "b"), [(2**32 - 1, 2**32 - 1), (123456789, 987654321), (7, 0)])
 def test_products_of_32_bit_numbers(a, b):
-    high, low = _multiply(jnp.uint32(a), b)
+    high, low = _multiply(jnp.uint32(a), jnp.uint32(b))
     assert int(high) * 2**32 + int(low) == a * b

@@ -27,6 +27,7 @@ from gdregs.mixing import LearnedMix, MixState
 from gdregs.objectives import ELBO, IWAE, JVI, VRIWAE, Objective
 from gdregs.paths import with_path
 from gdregs.reexpress import reexpress
+from gdregs.sharding import make_mesh, value_and_grad
 from gdregs.weights import log_marginal, log_weights
 
 __version__ = "0.1.0"
@@ -55,8 +56,10 @@ __all__ = [
     "interpolated_dregs",
     "log_marginal",
     "log_weights",
+    "make_mesh",
     "mixed_gdregs",
     "numpyro",
     "reexpress",
+    "value_and_grad",
     "with_path",
 ]

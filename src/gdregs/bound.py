@@ -232,6 +232,7 @@ def _evaluate(
     else:
         weighed, kept = choose(look, num_kept)
         surrogate = pull(model, estimators, weighed)
+    surrogate = surrogate * model.samples.size  # the mean over the devices is the whole: `sharding`
     diagnostics = Diagnostics(look.effective_sample_size(), kept) if diagnose else None
     return with_path(value, surrogate), diagnostics
 

@@ -101,6 +101,10 @@ def train(
     config: Annotated[Config, FLAT] = Config(),
     data_dir: Path | None = None,
     out: Path | None = None,
+    mesh: str = "",
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
 ) -> None:
     """Train a hierarchical VAE; run the same command again to continue one that was cut off.
 
@@ -108,14 +112,33 @@ def train(
         config: The settings of the run.
         data_dir: Folder with the data set's official files; without it they are downloaded.
         out: The run folder; by default named after the settings, under runs/.
+        mesh: Devices that share each batch and the importance samples, such as data=4,samples=2.
+            By default one device, or, with several processes, all of them along data.
+        coordinator: Address and port of process 0, to train in several processes. The tasks of a
+            Slurm step find each other without it.
+        num_processes: How many processes there are.
+        process_id: Which one this is, from 0. The first one writes all files.
     """
     import jax
 
     from gdregs.vae.pictures import draw_curve, draw_reconstructions, draw_samples
+    from gdregs.vae.processes import (
+        describe_mesh,
+        is_first,
+        noticing_deaths,
+        read_mesh,
+        start_processes,
+    )
     from gdregs.vae.run import CONFIG, open_run, read_metrics
     from gdregs.vae.run import train as run_training
 
+    start_processes(coordinator, num_processes, process_id)
+    devices = read_mesh(mesh, config)
     out = out or _default_folder(config)
+    if not is_first():
+        with noticing_deaths():
+            run_training(out, config, _prepare(config, data_dir), mesh=devices)
+        return
     if (out / CONFIG).exists():
         open_run(out, config)
     task = _prepare(config, data_dir)
@@ -127,9 +150,12 @@ def train(
         print(f"Continuing {out} after epoch {len(rows)}: {_describe(config)}")
     else:
         print(f"Training {out}: {_describe(config)}, {task.train.shape[0]} images")
+    if devices is not None:
+        print(describe_mesh(devices))
     bar = _EpochBar(config.epochs, len(rows))
     try:
-        state = run_training(out, config, task, bar)
+        with noticing_deaths():
+            state = run_training(out, config, task, bar, mesh=devices)
     finally:
         bar.bar.close()
     rows = read_metrics(out)
@@ -218,6 +244,7 @@ def evaluate(
     data_dir: Path | None = None,
     num_samples: int = 5000,
     images: int = 0,
+    devices: int = 1,
 ) -> None:
     """Bounds of a trained run on its training and test images.
 
@@ -226,15 +253,25 @@ def evaluate(
         data_dir: Folder with the data set's official files; without it they are downloaded.
         num_samples: K for the estimate of log p(x), streamed.
         images: Use the first so many test images for log p(x); 0 uses all.
+        devices: How many devices share the batches, and the K samples of log p(x).
     """
     import jax
     from tqdm import tqdm
 
+    from gdregs.sharding import make_mesh
     from gdregs.vae.evaluation import evaluate_log_marginal, make_evaluation
     from gdregs.vae.files import write_json
 
     if num_samples < 1 or images < 0:
         raise UserError("--num-samples must be at least 1 and --images not negative.")
+    mesh = None
+    if devices != 1:
+        if devices < 1 or devices > jax.device_count() or num_samples % devices:
+            raise UserError(
+                f"--devices must be between 1 and {jax.device_count()} and divide --num-samples"
+                f" {num_samples}; got {devices}."
+            )
+        mesh = make_mesh(samples=devices)
     config, task, state = _load(run, data_dir)
     rows: list[tuple[str, float, float | None]] = []
     content: dict[str, Any] = {"epoch": int(state.epoch)}
@@ -243,7 +280,7 @@ def evaluate(
     with tqdm(total=total, unit="image", dynamic_ncols=True) as bar:
         for name, data in (("train", task.train), ("test", task.test)):
             bar.set_description(f"{name} bound")
-            result = make_evaluation(config, task, data)(state.model)
+            result = make_evaluation(config, task, data, mesh=mesh)(state.model)
             values: dict[str, Any] = jax.tree.map(float, result._asdict())
             rows.append(
                 (f"{name} bound, K={config.num_samples}", values["bound"], values["standard_error"])
@@ -254,7 +291,7 @@ def evaluate(
             bar.update(data.shape[0])
         bar.set_description("log p(x)")
         value, error = evaluate_log_marginal(
-            state.model, config, task, chosen, num_samples, bar.update
+            state.model, config, task, chosen, num_samples, bar.update, mesh
         )
     rows.append((f"test log p(x), K={num_samples}, {chosen.shape[0]} images", value, error))
     content["log_marginal"] = {

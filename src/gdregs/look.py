@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PyTree
 from gdregs import resampling
 from gdregs.objectives import Objective, Shape
 from gdregs.paths import align
+from gdregs.sharding import ALONE, Axis
 from gdregs.weights import Block, Model
 
 
@@ -28,7 +29,7 @@ class Look:
         self.model = model
         self.shape = shape
         self.objective = objective
-        self._whole = model.look(0, shape.num_samples) if model.chunk_size is None else None
+        self._whole = model.look(0, model.num_samples) if model.chunk_size is None else None
         self.summary = objective.summarize(self._fold_log_weights, shape)
 
     def block(self, start, size) -> Block:
@@ -65,14 +66,20 @@ class Look:
             )
 
         nothing = jnp.full(self.shape.batch, -jnp.inf, self.shape.dtype)
-        total, total_of_squares = self._fold_log_weights(add, (nothing, nothing))
+        totals = jnp.stack(self._fold_log_weights(add, (nothing, nothing)))
+        total, total_of_squares = self.model.samples.log_total(totals)
         alive = total > -jnp.inf
         return jnp.where(alive, jnp.exp(jnp.where(alive, 2 * total - total_of_squares, 0)), 0)
 
 
 def choose(look: Look, num_kept: int) -> tuple[Weighed, Float[Array, "*batch"]]:
-    r"""Keep M samples by Fearnhead-Clifford resampling on |v|, with $v \leftarrow v/\pi$."""
-    model, (num_samples, batch, dtype) = look.model, look.shape
+    r"""Keep M samples by Fearnhead-Clifford resampling on |v|, with $v \leftarrow v/\pi$.
+
+    Devices that share the samples keep the same M as one device would, and return equal shares of
+    them: they tell each other their M largest scores and how far their own sampling goes (two
+    gathers), and then hand over the samples that they found (one sum).
+    """
+    model, (num_samples, batch, dtype, devices) = look.model, look.shape
 
     def scores(block):
         return jnp.abs(look.coefficients(block)[0])
@@ -81,8 +88,19 @@ def choose(look: Look, num_kept: int) -> tuple[Weighed, Float[Array, "*batch"]]:
         lambda largest, block: resampling.merge_scores(largest, scores(block)),
         resampling.no_scores(num_kept, batch, dtype),
     )
+    largest = resampling.largest_of_all(largest, devices)
     threshold = resampling.find_threshold(largest, num_samples)
-    offset = jax.random.uniform(jax.random.fold_in(model.key, num_samples), batch, dtype)
+    key = jax.random.fold_in(model.key, num_samples)
+    if batch:
+        key = model.data.own_key(key, batch[0])
+    offset = jax.random.uniform(key, batch, dtype)
+
+    sweep = resampling.start_sweep(batch, dtype)
+    if devices != ALONE:
+        sweep = look.fold(
+            lambda sweep, block: resampling.skip_block(sweep, threshold, scores(block)), sweep
+        )
+        sweep = resampling.sum_before(sweep, devices)
 
     def fill(carry, block):
         sweep, chosen, probabilities = carry
@@ -98,13 +116,26 @@ def choose(look: Look, num_kept: int) -> tuple[Weighed, Float[Array, "*batch"]]:
         return sweep, chosen, take(block_probabilities, probabilities)
 
     z = jax.eval_shape(lambda: model.draw(0, num_kept))
-    ones = jnp.ones((num_kept, *batch), dtype)
-    empty = Weighed(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), z), 0 * ones, 0 * ones)
-    _, chosen, probabilities = look.fold(fill, (resampling.start_sweep(batch, dtype), empty, ones))
+    zeros = jnp.zeros((num_kept, *batch), dtype)
+    empty = Weighed(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), z), zeros, zeros)
+    _, chosen, probabilities = look.fold(fill, (sweep, empty, zeros))
+    # Each slot is filled on one device, and 0 on all others.
+    chosen, probabilities = devices.total((chosen, probabilities))
     total = jnp.sum(largest.scores, axis=0) + largest.rest
     kept = jnp.sum(jnp.abs(chosen.v), axis=0) / jnp.where(total > 0, total, 1)
     v = chosen.v / jnp.where(probabilities > 0, probabilities, 1)
-    return chosen._replace(z=_replace_dead(chosen.z, v), v=v), kept
+    return _own_share(Weighed(_replace_dead(chosen.z, v), v, chosen.r), devices), kept
+
+
+def _own_share(chosen: Weighed, devices: Axis) -> Weighed:
+    """This device's slots; where they do not come out even, the first one fills in, weightless."""
+    missing = -chosen.v.shape[0] % devices.size
+
+    def own(slots, padding):
+        return devices.own_rows(jnp.concatenate([slots, jnp.repeat(padding, missing, axis=0)]))
+
+    z = jax.tree.map(lambda leaf: own(leaf, leaf[:1]), chosen.z)
+    return Weighed(z, *(own(values, jnp.zeros_like(values[:1])) for values in chosen[1:]))
 
 
 def _replace_dead(z: PyTree, v: Float[Array, "M *batch"]) -> PyTree:

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Int
 
+from gdregs.sharding import ALONE, Axis
+
 Carry = Any
 Start = int | Int[Array, ""]
 Update = Callable[[Carry, Float[Array, "k *batch"], Start], Carry]
@@ -30,6 +32,7 @@ class Shape(NamedTuple):
     num_samples: int
     batch: tuple[int, ...]
     dtype: Any
+    devices: Axis = ALONE  # that share the samples: a fold passes the blocks of this one
 
 
 def whole(log_weights: Float[Array, "K *batch"]) -> tuple[Fold, Shape]:
@@ -75,7 +78,7 @@ class Objective(eqx.Module):
             return jax.lax.dynamic_update_slice_in_dim(collected, log_weights, start, axis=0)
 
         size = (shape.num_samples, *shape.batch)
-        log_weights = fold(collect, jnp.zeros(size, shape.dtype))
+        log_weights = shape.devices.total(fold(collect, jnp.zeros(size, shape.dtype)))
         value, v = _value_and_gradient(self, log_weights)
         any_weight = jnp.any(log_weights > -jnp.inf, axis=0)
         value = jnp.where(any_weight, value, -jnp.inf)
@@ -139,7 +142,8 @@ class ELBO(_Summarized):
         def add(total, log_weights, start):
             return total + jnp.sum(log_weights, axis=0)
 
-        return fold(add, jnp.zeros(shape.batch, shape.dtype)), shape.num_samples
+        total = fold(add, jnp.zeros(shape.batch, shape.dtype))
+        return shape.devices.total(total), shape.num_samples
 
     def value(self, summary: Any) -> Float[Array, "*batch"]:
         total, num_samples = summary
@@ -173,7 +177,8 @@ class IWAE(_Summarized):
 
     def summarize(self, fold: Fold, shape: Shape) -> Any:
         start = jnp.full(shape.batch, -jnp.inf, shape.dtype)
-        return fold(_running_logsumexp(1), start), shape.num_samples
+        log_total = fold(_running_logsumexp(1), start)
+        return shape.devices.log_total(log_total), shape.num_samples
 
     def value(self, summary: Any) -> Float[Array, "*batch"]:
         log_total, num_samples = summary
@@ -216,7 +221,8 @@ class VRIWAE(_Summarized):
 
     def summarize(self, fold: Fold, shape: Shape) -> Any:
         start = jnp.full(shape.batch, -jnp.inf, shape.dtype)
-        return fold(_running_logsumexp(1 - self.alpha), start), shape.num_samples
+        log_total = fold(_running_logsumexp(1 - self.alpha), start)
+        return shape.devices.log_total(log_total), shape.num_samples
 
     def value(self, summary: Any) -> Float[Array, "*batch"]:
         return IWAE().value(summary) / (1 - self.alpha)
@@ -239,6 +245,17 @@ class _Leading(NamedTuple):
     @property
     def log_total(self):
         return jnp.logaddexp(self.top, self.log_others)
+
+    def among(self, devices: Axis) -> "_Leading":
+        """The leading sample of all devices, from the leading one of each."""
+        if devices == ALONE:
+            return self
+        top = devices.largest(self.top)
+        last = jnp.iinfo(jnp.int32).max
+        position = devices.smallest(jnp.where(self.top == top, self.position, last))
+        is_here = self.position == position
+        others = jnp.where(is_here, self.log_others, self.log_total)
+        return _Leading(top, position, devices.log_total(others))
 
     def is_at(self, log_weights, start):
         """Where a block holds the leading sample."""
@@ -296,7 +313,7 @@ class JVI(_Summarized):
             )
 
         nowhere = jnp.full(shape.batch, -1, jnp.int32)
-        leading = fold(lead, _Leading(nothing, nowhere, nothing))
+        leading = fold(lead, _Leading(nothing, nowhere, nothing)).among(shape.devices)
 
         def add(sums, log_weights, start):
             is_leading = leading.is_at(log_weights, start)
@@ -313,7 +330,8 @@ class JVI(_Summarized):
             )
 
         zero = jnp.zeros(shape.batch, shape.dtype)
-        return leading, fold(add, _Sums(zero, zero, zero)), shape.num_samples
+        sums = shape.devices.total(fold(add, _Sums(zero, zero, zero)))
+        return leading, sums, shape.num_samples
 
     def value(self, summary: Any) -> Float[Array, "*batch"]:
         leading, sums, num_samples = summary

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from gdregs.sharding import ALONE, Axis
+
 
 class Largest(NamedTuple):
     """The M largest scores, in descending order, and the sum of all others."""
@@ -33,6 +35,17 @@ def merge_scores(largest: Largest, scores: Float[Array, "k *batch"]) -> Largest:
     num_kept = largest.scores.shape[0]
     ordered = jnp.sort(jnp.concatenate([largest.scores, scores]), axis=0, descending=True)
     return Largest(ordered[:num_kept], largest.rest + jnp.sum(ordered[num_kept:], axis=0))
+
+
+def largest_of_all(largest: Largest, devices: Axis) -> Largest:
+    """`Largest` of the scores of all devices, from that of each."""
+    if devices == ALONE:
+        return largest
+    num_kept = largest.scores.shape[0]
+    parts = devices.stacked(jnp.concatenate([largest.scores, largest.rest[None]]))
+    scores = parts[:, :-1].reshape(-1, *largest.rest.shape)
+    merged = merge_scores(no_scores(num_kept, largest.rest.shape, scores.dtype), scores)
+    return Largest(merged.scores, merged.rest + jnp.sum(parts[:, -1], axis=0))
 
 
 class Threshold(NamedTuple):
@@ -122,6 +135,24 @@ class Sweep(NamedTuple):
 def start_sweep(batch: tuple[int, ...], dtype) -> Sweep:
     """The sweep before the first block."""
     return Sweep(jnp.zeros(batch, dtype), jnp.zeros(batch, jnp.int32))
+
+
+def skip_block(sweep: Sweep, threshold: Threshold, scores: Float[Array, "k *batch"]) -> Sweep:
+    """The sweep after a block, without sampling it."""
+    certain = scores >= threshold.certain[None]
+    uncertain = jnp.where(certain, 0, block_probabilities(threshold, scores))
+    num_certain = jnp.sum(certain.astype(jnp.int32), axis=0)
+    return Sweep(sweep.mass + jnp.sum(uncertain, axis=0), sweep.num_certain + num_certain)
+
+
+def sum_before(sweep: Sweep, devices: Axis) -> Sweep:
+    """Where a device's sweep begins: after those of all devices before it."""
+    both = jnp.stack([sweep.mass, sweep.num_certain.astype(sweep.mass.dtype)])
+    parts = devices.stacked(both)
+    is_before = jnp.arange(devices.size) < devices.index()
+    is_before = is_before.reshape((devices.size,) + (1,) * both.ndim)
+    mass, num_certain = jnp.sum(jnp.where(is_before, parts, 0), axis=0)
+    return Sweep(mass, num_certain.astype(jnp.int32))
 
 
 def sweep_block(

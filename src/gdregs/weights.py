@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from gdregs.checks import positive_integer
 from gdregs.objectives import IWAE, Shape
+from gdregs.sharding import ALONE, DATA, SAMPLES, Axis, axis
 from gdregs.support import move_into_support
 from gdregs.windows import window
 
@@ -18,7 +19,7 @@ Start = int | Int[Array, ""]
 
 
 class Block(NamedTuple):
-    """Consecutive importance samples and their log-weights, as constants."""
+    """Consecutive importance samples, from position `start` of K on, and their log-weights."""
 
     z: PyTree
     log_weights: Float[Array, "k *batch"]
@@ -26,7 +27,18 @@ class Block(NamedTuple):
 
 
 class Model(NamedTuple):
-    """The three parts of a latent-variable model and how to draw from it."""
+    r"""The three parts of a latent-variable model and how to draw from it.
+
+    Attributes:
+        posterior: q.
+        prior: p(z).
+        likelihood: $z \mapsto \log p(x|z)$.
+        key: From which all samples are drawn.
+        num_samples: How many samples this device has: K, or its share of them.
+        chunk_size: How many of them to hold at a time; None for all.
+        samples: The devices that share the K samples.
+        data: The devices that share the batch.
+    """
 
     posterior: Any
     prior: Any
@@ -34,11 +46,19 @@ class Model(NamedTuple):
     key: PRNGKeyArray
     num_samples: int
     chunk_size: Any
+    samples: Axis = ALONE
+    data: Axis = ALONE
 
     def draw(self, start: Start, size: int) -> PyTree:
-        """Importance samples `start`, ..., `start + size - 1` of K, reparameterized."""
-        key = self.key if self.chunk_size is None else window(self.key, start)
+        """This device's samples `start`, ..., `start + size - 1`, reparameterized."""
+        key = self.key
+        if self.chunk_size is not None or (self.samples, self.data) != (ALONE, ALONE):
+            key = window(key, self.position(start), self.data.index(), self.data.size)
         return self.posterior.sample(key, (size,))
+
+    def position(self, start: Start) -> Start:
+        """The position among all K of this device's sample `start`."""
+        return self.samples.index() * self.num_samples + start
 
     def weigh(self, z: PyTree) -> tuple[PyTree, Float[Array, "k *batch"]]:
         r"""$\log p(x|z) + \log p(z) - \log q(z)$, in nats; -inf outside of the prior's support.
@@ -53,7 +73,8 @@ class Model(NamedTuple):
         """Draw and weigh a block without gradient. A weight that is not a number is 0."""
         z = jax.lax.stop_gradient(self.draw(start, size))
         z, log_weights = jax.lax.stop_gradient(self.weigh(z))
-        return Block(z, jnp.where(jnp.isnan(log_weights), -jnp.inf, log_weights), start)
+        log_weights = jnp.where(jnp.isnan(log_weights), -jnp.inf, log_weights)
+        return Block(z, log_weights, self.position(start))
 
     @property
     def look_size(self) -> int | None:
@@ -67,7 +88,7 @@ class Model(NamedTuple):
     def fold(
         self, step: Callable[[Carry, Start, int], Carry], carry: Carry, block_size: int | None
     ) -> Carry:
-        """Run `step(carry, start, size)` over all K samples in blocks; None is one block."""
+        """Run `step(carry, start, size)` over this device's samples; None is one block."""
         if block_size is None:
             return step(carry, 0, self.num_samples)
         num_full, last = divmod(self.num_samples, block_size)
@@ -108,11 +129,19 @@ def read_model(
             f" {type(likelihood).__name__}."
         )
     num_samples = positive_integer("num_samples", num_samples)
+    samples = axis(SAMPLES)
+    if num_samples % samples.size:
+        raise ValueError(
+            f"num_samples = {num_samples} cannot be shared equally by {samples.size} devices."
+        )
+    num_samples //= samples.size
     if chunk_size is not None:
         chunk_size = positive_integer("chunk_size", chunk_size)
         chunk_size = chunk_size if chunk_size < num_samples else None
-    model = Model(posterior, prior, likelihood, key, num_samples, chunk_size)
-    return model, _check_shapes(model)
+    model = Model(posterior, prior, likelihood, key, num_samples, chunk_size, samples)
+    shape = _check_shapes(model)
+    # Without a batch there is nothing to share: all devices along `data` do the same.
+    return model._replace(data=axis(DATA) if shape.batch else ALONE), shape
 
 
 def _check_shapes(model: Model) -> Shape:
@@ -145,7 +174,7 @@ def _check_shapes(model: Model) -> Shape:
                 f" leading axes {first}: every latent must have the axes [K, *batch]."
             )
     dtype = jnp.result_type(*(value.dtype for value in shapes.values()))
-    return Shape(size, first[1:], dtype)
+    return Shape(size * model.samples.size, first[1:], dtype, model.samples)
 
 
 def log_weights(
@@ -186,14 +215,14 @@ def log_weights(
     """
     model, shape = read_model(posterior, prior, likelihood, key, num_samples, chunk_size)
     if model.chunk_size is None:
-        return model.weigh(model.draw(0, shape.num_samples))[1]
+        return model.samples.rows_of_all(model.weigh(model.draw(0, model.num_samples))[1])
 
     def write(collected, start, size):
         values = model.weigh(model.draw(start, size))[1]
         return jax.lax.dynamic_update_slice_in_dim(collected, values, start, axis=0)
 
-    empty = jnp.zeros((shape.num_samples, *shape.batch), shape.dtype)
-    return model.fold(write, empty, model.chunk_size)
+    empty = jnp.zeros((model.num_samples, *shape.batch), shape.dtype)
+    return model.samples.rows_of_all(model.fold(write, empty, model.chunk_size))
 
 
 def log_marginal(
@@ -242,5 +271,5 @@ def log_marginal(
         return jnp.logaddexp(total, logsumexp(model.look(start, size).log_weights, axis=0))
 
     nothing = jnp.full(shape.batch, -jnp.inf, shape.dtype)
-    total = model.fold(add, nothing, model.look_size)
+    total = model.samples.log_total(model.fold(add, nothing, model.look_size))
     return IWAE().value((total, shape.num_samples))

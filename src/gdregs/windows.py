@@ -19,41 +19,55 @@ from jaxtyping import Array, Int, PRNGKeyArray
 _THREEFRY = "threefry2x32"
 
 
-def window(key: PRNGKeyArray, start: int | Int[Array, ""]) -> PRNGKeyArray:
+def window(
+    key: PRNGKeyArray,
+    start: int | Int[Array, ""],
+    part: int | Int[Array, ""] = 0,
+    num_parts: int = 1,
+) -> PRNGKeyArray:
     """The key whose numbers are those of `key` from row `start` on.
 
-    With a generator other than JAX's default one, a key of its own for each `start` instead.
+    With several parts they are, of each row, one of `num_parts` equal stretches: a shape `(k, b)`
+    has rows from `start` and columns from `part * b` on of a whole with `num_parts * b` columns.
+
+    With a generator other than JAX's default one, a key of its own for each window instead.
     """
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
     counts_rows = jax.config.jax_threefry_partitionable  # pyright: ignore[reportAttributeAccessIssue]
     if str(jax.random.key_impl(key)) != _THREEFRY or not counts_rows:
-        return jax.random.fold_in(key, start)
-    row = jnp.asarray(start, jnp.uint32)[None]
+        key = jax.random.fold_in(key, start)
+        return key if num_parts == 1 else jax.random.fold_in(key, part)
+    place = jnp.stack([jnp.asarray(number, jnp.uint32) for number in (start, part, num_parts)])
     return jax.random.wrap_key_data(
-        jnp.concatenate([jax.random.key_data(key), row]), impl=_WINDOWED_THREEFRY
+        jnp.concatenate([jax.random.key_data(key), place]), impl=_WINDOWED_THREEFRY
     )
 
 
 def _seed(seed: Array) -> Array:
-    return jnp.append(jer.threefry_prng_impl.seed(seed), jnp.uint32(0))
+    return jnp.concatenate([jer.threefry_prng_impl.seed(seed), jnp.array([0, 0, 1], jnp.uint32)])
 
 
 def _split(key: Array, shape) -> Array:
     children = jer.threefry_prng_impl.split(key[:2], shape)
-    start = jnp.broadcast_to(key[2:], (*children.shape[:-1], 1))
-    return jnp.concatenate([children, start], axis=-1)
+    place = jnp.broadcast_to(key[2:], (*children.shape[:-1], 3))
+    return jnp.concatenate([children, place], axis=-1)
 
 
 def _fold_in(key: Array, data: Any) -> Array:
-    return jnp.append(jer.threefry_prng_impl.fold_in(key[:2], data), key[2])
+    return jnp.concatenate([jer.threefry_prng_impl.fold_in(key[:2], data), key[2:]])
 
 
 def _random_bits(key: Array, bit_width: int, shape) -> Array:
-    """Entry n of the big draw is a hash of n; here n starts at `start * row_size`."""
+    """Entry n of the big draw is a hash of n; here n starts at the window's first entry."""
+    start, part, num_parts = key[2], key[3], key[4]
+    num_rows = shape[0] if len(shape) > 1 else math.prod(shape)
     row_size = math.prod(shape[1:])
-    count = jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(shape)
-    base_high, base_low = _multiply(key[2], row_size)
+    whole_row = jnp.uint32(row_size) * num_parts
+    rows = jnp.arange(num_rows, dtype=jnp.uint32)[:, None] * whole_row
+    columns = jnp.arange(row_size, dtype=jnp.uint32)[None, :] + part * jnp.uint32(row_size)
+    count = (rows + columns).reshape(shape)
+    base_high, base_low = _multiply(start, whole_row)
     low = base_low + count
     high = base_high + (low < base_low).astype(jnp.uint32)
     bits_high, bits_low = jer.threefry2x32_p.bind(key[0], key[1], high, low)
@@ -63,10 +77,10 @@ def _random_bits(key: Array, bit_width: int, shape) -> Array:
     return (bits_high ^ bits_low).astype(f"uint{bit_width}")
 
 
-def _multiply(a: Array, b: int) -> tuple[Array, Array]:
+def _multiply(a: Array, b: Array) -> tuple[Array, Array]:
     """The high and low 32 bits of a product of two 32-bit numbers."""
     a_low, a_high = a & jnp.uint32(0xFFFF), a >> jnp.uint32(16)
-    b_low, b_high = jnp.uint32(b & 0xFFFF), jnp.uint32((b >> 16) & 0xFFFF)
+    b_low, b_high = b & jnp.uint32(0xFFFF), b >> jnp.uint32(16)
     low = a_low * b_low
     middle = a_high * b_low + (low >> jnp.uint32(16))
     middle_low = (middle & jnp.uint32(0xFFFF)) + a_low * b_high
@@ -75,7 +89,7 @@ def _multiply(a: Array, b: int) -> tuple[Array, Array]:
 
 
 _WINDOWED_THREEFRY = jer.define_prng_impl(
-    key_shape=(3,),
+    key_shape=(5,),
     seed=_seed,
     split=_split,
     random_bits=_random_bits,

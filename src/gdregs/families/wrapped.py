@@ -43,7 +43,7 @@ def _transformed(distribution: dist.TransformedDistribution, z: Array) -> Array:
 @rule(dist.FoldedDistribution)
 def _folded(distribution: dist.FoldedDistribution, z: Array) -> Array:
     r"""$z = |x|$: it moves as x does, averaged over the x of either sign that it may come from."""
-    base = distribution.base_dist
+    base: Any = distribution.base_dist
     weight = jax.lax.stop_gradient(jax.nn.sigmoid(base.log_prob(z) - base.log_prob(-z)))
     return weight * reexpress(base, z) - (1 - weight) * reexpress(base, -z)
 

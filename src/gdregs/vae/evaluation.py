@@ -5,10 +5,12 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, UInt8
 
 from gdregs.diagnostics import gradient_moments
 from gdregs.objectives import IWAE
+from gdregs.sharding import DATA, SAMPLES, axis, make_mesh, mean_over_devices
 from gdregs.vae.compiler import compiler_options
 from gdregs.vae.config import Config
 from gdregs.vae.model import VAE
@@ -18,6 +20,7 @@ from gdregs.vae.training import (
     TrainingState,
     binarise,
     loss_and_diagnostics,
+    over_mesh,
     prior_estimator,
 )
 from gdregs.weights import log_marginal
@@ -44,7 +47,11 @@ class Evaluation(NamedTuple):
 
 
 def make_evaluation(
-    config: Config, task: Task, images: UInt8[Array, "count pixels"], seeds: Seeds | None = None
+    config: Config,
+    task: Task,
+    images: UInt8[Array, "count pixels"],
+    seeds: Seeds | None = None,
+    mesh: Mesh | None = None,
 ):
     """The compiled function that maps a model to its `Evaluation` on grey images.
 
@@ -55,6 +62,7 @@ def make_evaluation(
         task: What is modelled of an image.
         images: Grey images.
         seeds: Map the stacked models of these.
+        mesh: Devices that share the batches among them.
     """
 
     def per_image(model: VAE, x, context, key):
@@ -72,13 +80,13 @@ def make_evaluation(
         error = jnp.std(bounds) / jnp.sqrt(bounds.shape[0])
         return Evaluation(jnp.mean(bounds), error, jnp.mean(sizes), jax.tree.map(jnp.mean, kl))
 
-    @jax.jit
-    def run(model, images):
+    def evaluate_all(models, images):
         def one(model):
             return evaluate(model, images)
 
-        return (seeds.map(one) if seeds else one)(model)
+        return (seeds.map(one) if seeds else one)(models)
 
+    run = jax.jit(over_mesh(evaluate_all, mesh, seeds))
     return lambda model: run(model, images)
 
 
@@ -89,6 +97,7 @@ def evaluate_log_marginal(
     images: UInt8[Array, "count pixels"],
     num_samples: int,
     progress,
+    mesh: Mesh | None = None,
 ) -> tuple[float, float]:
     r"""The streamed estimate of $\log p(x)$, in nats per image, and its standard error.
 
@@ -99,10 +108,18 @@ def evaluate_log_marginal(
         images: Grey images.
         num_samples: K.
         progress: Called with the number of images done after each batch.
+        mesh: Devices that share the K samples, whatever its axes.
     """
+    if mesh is not None:
+        mesh = make_mesh(samples=mesh.size, devices=mesh.devices.flat)
 
-    @eqx.filter_jit
-    def batch_bound(model, images, key):
+    @jax.jit
+    def batch_bound(model, images, number):
+        return over_mesh(estimate, mesh, None)(model, (images, number))
+
+    def estimate(model, batch):
+        images, number = batch
+        key = jax.random.fold_in(jax.random.key(TEST_KEY), number)
         binary_key, sample_key = jax.random.split(key)
         x, context = task.split(binarise(binary_key, images, task.levels))
         return log_marginal(
@@ -116,15 +133,18 @@ def evaluate_log_marginal(
     bounds = []
     for start in range(0, images.shape[0], config.batch_size):
         batch = images[start : start + config.batch_size]
-        key = jax.random.fold_in(jax.random.key(TEST_KEY), start // config.batch_size)
-        bounds.append(jax.block_until_ready(batch_bound(model, batch, key)))
+        number = start // config.batch_size
+        bounds.append(jax.block_until_ready(batch_bound(model, batch, number)))
         progress(batch.shape[0])
     values = jnp.concatenate(bounds)
     return float(jnp.mean(values)), float(jnp.std(values) / jnp.sqrt(values.shape[0]))
 
 
 def _over_batches(function, model, task, images, batch_size):
-    """Binarise by key, and map `function` over batches under one scan; the last may be short."""
+    """Binarise by key, and map `function` over batches under one scan; the last may be short.
+
+    Devices that work together take equal shares of the full batches.
+    """
     num_full, last = divmod(images.shape[0], batch_size)
     base = jax.random.key(TEST_KEY)
 
@@ -134,8 +154,12 @@ def _over_batches(function, model, task, images, batch_size):
         return function(model, x, context, sample_key)
 
     full = images[: num_full * batch_size].reshape(num_full, batch_size, images.shape[1])
-    results = jax.lax.map(lambda pair: run(*pair), (full, jnp.arange(num_full)))
-    results = jax.tree.map(lambda values: values.reshape(-1), results)
+    devices = axis(DATA, SAMPLES)
+    numbers = jnp.arange(num_full + -num_full % devices.size) % max(num_full, 1)
+    results = jax.lax.map(lambda number: run(full[number], number), devices.own_rows(numbers))
+    results = jax.tree.map(
+        lambda values: devices.rows_of_all(values)[:num_full].reshape(-1), results
+    )
     if last:
         rest = run(images[num_full * batch_size :], num_full)
         results = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), results, rest)
@@ -186,11 +210,13 @@ def gradient_quality(
     batch_key, draw_key = jax.random.split(key)
     draw_key = jax.random.fold_in(draw_key, first_draw)
     images = binarise(batch_key, task.train[: config.batch_size], task.levels)
+    images = axis(DATA).own_rows(images)
 
     def gradient(key: PRNGKeyArray) -> PyTree:
         gradients, _ = eqx.filter_grad(loss_and_diagnostics, has_aux=True)(
             model, config, task, images, key, prior_estimator
         )
+        gradients = mean_over_devices(gradients)
         return {
             "posterior": gradients.posterior_networks,
             "prior": gradients.prior_networks,
@@ -203,23 +229,26 @@ def gradient_quality(
     }
 
 
-def make_gradient_variance(config: Config, task: Task, seeds: Seeds | None = None):
+def make_gradient_variance(
+    config: Config, task: Task, seeds: Seeds | None = None, mesh: Mesh | None = None
+):
     """The compiled function that maps a training state to the variances of its next gradient.
 
     Args:
         config: The settings; `variance_draws` says how many draws.
         task: The data.
         seeds: Map the stacked states of these.
+        mesh: Devices that share the images and importance samples of each draw.
 
     Returns:
         A function of a state, whose values are sums of variances by parameter group.
     """
 
-    def measure(state: TrainingState):
+    def measure(state: TrainingState, images):
         quality = gradient_quality(
             state.model,
             config,
-            task,
+            task._replace(train=images),
             jax.random.key(TEST_KEY),
             num_draws=config.variance_draws,
             first_draw=state.epoch,
@@ -228,8 +257,14 @@ def make_gradient_variance(config: Config, task: Task, seeds: Seeds | None = Non
         )
         return {group: values.variance for group, values in quality.items()}
 
-    function = seeds.map(measure) if seeds else measure
-    return jax.jit(function, compiler_options=compiler_options())
+    def measure_all(states, images):
+        def one(state):
+            return measure(state, images)
+
+        return (seeds.map(one) if seeds else one)(states)
+
+    run = jax.jit(over_mesh(measure_all, mesh, seeds), compiler_options=compiler_options())
+    return lambda states: run(states, task.train)
 
 
 def _average(variance: PyTree, snr: PyTree) -> GradientQuality:

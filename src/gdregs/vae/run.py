@@ -9,13 +9,15 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 import gdregs
+from gdregs.sharding import SEEDS, make_mesh
 from gdregs.vae.config import Config, differences, read_config
 from gdregs.vae.errors import UserError
 from gdregs.vae.evaluation import make_evaluation, make_gradient_variance
 from gdregs.vae.files import write_atomically, write_json, write_text
+from gdregs.vae.processes import fetch, from_first, is_first, spread
 from gdregs.vae.training import (
     Seeds,
     Task,
@@ -95,7 +97,7 @@ def load_state(
     Raises:
         UserError: If the checkpoint is truncated, corrupt or of another model.
     """
-    initial = make_state(config, task) if seeds is None else make_states(config, task, seeds)
+    initial = _initial_state(config, task, seeds)
     path = folder / CHECKPOINT
     if not path.exists():
         return initial
@@ -107,6 +109,10 @@ def load_state(
             f"{path} is truncated, corrupt or of another model ({reason}); delete it to train from"
             f" the start."
         ) from None
+
+
+def _initial_state(config: Config, task: Task, seeds: Seeds | None) -> TrainingState:
+    return make_state(config, task) if seeds is None else make_states(config, task, seeds)
 
 
 def save_state(folder: Path, state: TrainingState) -> None:
@@ -134,34 +140,46 @@ def train(
     task: Task,
     report: Callable[[dict[str, Any]], Any] = lambda row: None,
     seeds: Seeds | None = None,
+    mesh: Mesh | None = None,
 ) -> TrainingState:
     """Train up to `config.epochs`, from wherever the run folder stands.
 
     After every epoch its metrics are appended and flushed, then the checkpoint is replaced: a
-    process that is killed loses the epoch under way and nothing else.
+    process that is killed loses the epoch under way and nothing else. A checkpoint of one mesh
+    goes on on any other.
 
     Args:
-        folder: A folder that `open_run` has accepted.
+        folder: A folder that `open_run` has accepted. Of several processes, only the first one
+            reads and writes it.
         config: The settings.
         task: The data.
         report: Called with the metrics of every finished epoch.
-        seeds: Train these in one program instead of the settings' seed; vectorised ones are spread
-            over all devices. States are stacked, and the metrics are lists with an entry a seed.
+        seeds: Train these in one program instead of the settings' seed. States are stacked, and
+            the metrics are lists with an entry a seed.
+        mesh: A mesh of `gdregs.make_mesh`. Without one, vectorised seeds are spread over as many
+            devices as divide their number, and anything else trains on one device.
 
     Returns:
         The state after the last epoch.
     """
-    state = load_state(folder, config, task, seeds)
+    state = from_first(
+        lambda: load_state(folder, config, task, seeds),
+        lambda: _initial_state(config, task, seeds),
+    )
     first = epochs_done(state)
-    rows = [row for row in read_metrics(folder) if row["epoch"] <= first]
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    write_text(folder / METRICS, text)
+    if is_first():
+        rows = [row for row in read_metrics(folder) if row["epoch"] <= first]
+        write_text(folder / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
     if first >= config.epochs:
         return state
-    if seeds and seeds.vectorised:
-        state, task = spread_over_devices(state, task, len(seeds.numbers))
-    run_epoch = make_epoch(config, task, seeds)
-    measure = _make_measurement(config, task, seeds)
+    if mesh is None and seeds and seeds.vectorised:
+        mesh = _mesh_of_seeds(len(seeds.numbers))
+    if mesh is not None:
+        state = spread(state, mesh, *([SEEDS] if seeds else []))
+        train_images, test_images = spread((task.train, task.test), mesh)
+        task = task._replace(train=train_images, test=test_images)
+    run_epoch = make_epoch(config, task, seeds, mesh)
+    measure = _make_measurement(config, task, seeds, mesh)
     num_images = task.train.shape[0] // config.batch_size * config.batch_size
     num_images *= len(seeds.numbers) if seeds else 1
     for epoch in range(first + 1, config.epochs + 1):
@@ -180,13 +198,15 @@ def train(
             row["alpha"] = state.mix.alpha
         if epoch % config.record_every == 0 or epoch == config.epochs:
             row |= measure(state)
-        row = jax.tree.map(lambda value: np.asarray(value).tolist(), row)
-        with open(folder / METRICS, "a") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-        save_state(folder, state)
+        row = jax.tree.map(lambda value: np.asarray(value).tolist(), fetch(row))
+        saved = fetch(state)
+        if is_first():
+            with open(folder / METRICS, "a") as file:
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+            save_state(folder, saved)
         report(row)
-    return state
+    return fetch(state)
 
 
 def epochs_done(state: TrainingState) -> int:
@@ -194,23 +214,18 @@ def epochs_done(state: TrainingState) -> int:
     return int(np.max(np.asarray(state.epoch)))
 
 
-def spread_over_devices(
-    state: TrainingState, task: Task, num_seeds: int
-) -> tuple[TrainingState, Task]:
-    """Put stacked states on as many devices as divide their number, and the data on each."""
+def _mesh_of_seeds(num_seeds: int) -> Mesh | None:
+    """As many devices as divide the seeds."""
     count = max(n for n in range(1, jax.device_count() + 1) if num_seeds % n == 0)
-    if count == 1:
-        return state, task
-    mesh = Mesh(np.array(jax.devices()[:count]), ("seed",))
-    over_seeds, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (["seed"], []))
-    train, test = jax.device_put((task.train, task.test), everywhere)
-    return jax.device_put(state, over_seeds), task._replace(train=train, test=test)
+    return None if count == 1 else make_mesh(seeds=count)
 
 
-def _make_measurement(config: Config, task: Task, seeds: Seeds | None):
+def _make_measurement(config: Config, task: Task, seeds: Seeds | None, mesh: Mesh | None):
     """What is measured on a schedule: the test bound, the KL of each layer, the variances."""
-    evaluate = make_evaluation(config, task, task.test, seeds)
-    vary = make_gradient_variance(config, task, seeds) if config.variance_draws else None
+    evaluate = make_evaluation(config, task, task.test, seeds, mesh)
+    vary = None
+    if config.variance_draws:
+        vary = make_gradient_variance(config, task, seeds, mesh)
 
     def measure(state):
         test = evaluate(state.model)

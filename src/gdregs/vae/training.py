@@ -8,12 +8,15 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, UInt8
 
 from gdregs.bound import bound_with_diagnostics
 from gdregs.estimators import mixed_gdregs
 from gdregs.mixing import LearnedMix, MixState
+from gdregs.sharding import DATA, SEEDS, axis, mean_over_devices
 from gdregs.vae.compiler import compiler_options
 from gdregs.vae.config import Config
 from gdregs.vae.datasets import Dataset
@@ -196,13 +199,31 @@ def loss_and_diagnostics(
     return -jnp.mean(bound), jax.tree.map(jnp.mean, diagnostics)
 
 
-def make_epoch(config: Config, task: Task, seeds: Seeds | None = None):
+def over_mesh(
+    function: Callable[[Any, Any], Any], mesh: Mesh | None, seeds: Seeds | None
+) -> Callable[[Any, Any], Any]:
+    """A function of (a state or stacked states, data) as one that a mesh works on together."""
+    if mesh is None:
+        return function
+    by_seed = PartitionSpec(SEEDS) if seeds else PartitionSpec()
+    return jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=(by_seed, PartitionSpec()),
+        out_specs=by_seed,
+        check_vma=False,
+    )
+
+
+def make_epoch(config: Config, task: Task, seeds: Seeds | None = None, mesh: Mesh | None = None):
     """The compiled function that maps a state to the next one and the epoch's metrics.
 
     Args:
         config: The settings.
         task: The data.
         seeds: Train these instead of the settings' seed; states and metrics are stacked then.
+        mesh: A mesh of `gdregs.make_mesh` to train on; states and metrics are the same on every
+            device along `data` and `samples`. One device unless given.
     """
     num_images = task.train.shape[0]
     num_steps = num_images // config.batch_size
@@ -211,7 +232,7 @@ def make_epoch(config: Config, task: Task, seeds: Seeds | None = None):
     def gradient(state, images, key):
         def of(estimator):
             loss = eqx.filter_value_and_grad(loss_and_diagnostics, has_aux=True)
-            return loss(state.model, config, task, images, key, estimator)
+            return mean_over_devices(loss(state.model, config, task, images, key, estimator))
 
         if state.mix is None:
             return of(config.prior_estimator), None
@@ -220,6 +241,8 @@ def make_epoch(config: Config, task: Task, seeds: Seeds | None = None):
     def step(train, state, inputs):
         batch, key = inputs
         binary_key, bound_key = jax.random.split(key)
+        batch = axis(DATA).own_rows(batch)
+        binary_key = axis(DATA).own_key(binary_key, batch.shape[0])
         images = binarise(binary_key, train[batch], task.levels)
         ((loss, diagnostics), gradients), mix = gradient(state, images, bound_key)
         updates, optimiser_state = optimiser.update(gradients, state.optimiser)
@@ -237,14 +260,18 @@ def make_epoch(config: Config, task: Task, seeds: Seeds | None = None):
         state, metrics = jax.lax.scan(functools.partial(step, train), state, (batches, keys))
         return state._replace(epoch=state.epoch + 1), jax.tree.map(jnp.mean, metrics)
 
+    def epochs(states_and_roots, train):
+        def one(pair):
+            state, root = pair
+            return epoch(state, jax.random.wrap_key_data(root), train)
+
+        return (seeds.map(one) if seeds else one)(states_and_roots)
+
     root = jax.random.key(config.seed) if seeds is None else seeds.keys()
+    root = np.asarray(jax.random.key_data(root))
 
     @functools.partial(jax.jit, donate_argnums=0, compiler_options=compiler_options())
     def run(state, root, train):
-        def one(pair):
-            state, root = pair
-            return epoch(state, root, train)
-
-        return (seeds.map(one) if seeds else one)((state, root))
+        return over_mesh(epochs, mesh, seeds)((state, root), train)
 
     return functools.partial(run, root=root, train=task.train)

@@ -1,0 +1,223 @@
+"""Several processes that train one model: how they start, share arrays, and notice a death."""
+
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from gdregs.sharding import AXES, DATA, SAMPLES, make_mesh
+from gdregs.vae.config import Config
+from gdregs.vae.errors import UserError
+
+T = TypeVar("T")
+
+
+def start_processes(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    patience: float = 30.0,
+) -> None:
+    """Join the other processes of this job, if it has any; before anything is computed.
+
+    Args:
+        coordinator: Address and port of process 0, such as `10.0.0.1:1234`. Without it, the tasks
+            of a Slurm step find each other.
+        num_processes: How many processes there are.
+        process_id: Which of them this is, from 0.
+        patience: Seconds of silence after which a process counts as dead.
+
+    Raises:
+        UserError: If only some of the three are given, or they do not make sense.
+    """
+    given = (coordinator, num_processes, process_id)
+    if all(value is None for value in given):
+        if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) == 1:
+            return
+        jax.distributed.initialize()
+    elif any(value is None for value in given):
+        raise UserError("--coordinator, --num-processes and --process-id go together.")
+    else:
+        assert num_processes is not None
+        assert process_id is not None
+        if not 0 <= process_id < num_processes:
+            raise UserError(
+                f"--process-id must be between 0 and {num_processes - 1}; got {process_id}."
+            )
+        try:
+            jax.distributed.initialize(coordinator, num_processes, process_id)
+        except (ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"the processes did not find each other ({reason}).") from None
+    Watch.current = Watch(patience)
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes files and prints."""
+    return jax.process_index() == 0
+
+
+class Watch:
+    """A thread that says it is alive, and ends this process when another has not said so.
+
+    A collective operation waits for a dead process, on some backends forever. What a run has saved
+    is whole, so that ending is all that there is to do.
+    """
+
+    current: "Watch | None" = None
+
+    def __init__(self, patience: float):
+        from jax._src import distributed  # the client has no public name
+
+        self.client: Any = distributed.global_state.client
+        self.address = str(distributed.global_state.coordinator_address)
+        self.patience = patience
+        self.rank, self.count = jax.process_index(), jax.process_count()
+        self.client.key_value_set(
+            f"gdregs/name/{self.rank}", f"{socket.gethostname()}, pid {os.getpid()}"
+        )
+        self.names = [
+            self.client.blocking_key_value_get(f"gdregs/name/{rank}", 300_000)
+            for rank in range(self.count)
+        ]
+        self.stopped = threading.Event()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        heard = {rank: ("", time.monotonic()) for rank in range(self.count)}
+        beat = 0
+        while not self.stopped.wait(self.patience / 10):
+            beat += 1
+            try:
+                key = f"gdregs/beat/{self.rank}"
+                self.client.key_value_set(key, str(beat), allow_overwrite=True)
+                beats = dict(self.client.key_value_dir_get("gdregs/beat/"))
+            except jax.errors.JaxRuntimeError:
+                if not self.stopped.is_set():
+                    self.end([0])
+                return
+            now = time.monotonic()
+            for rank, (before, _) in heard.items():
+                latest = beats.get(f"gdregs/beat/{rank}", "")
+                if latest != before:
+                    heard[rank] = latest, now
+            silent = [rank for rank, (_, when) in heard.items() if now - when > self.patience]
+            if silent and not self.stopped.is_set():
+                self.end(silent)
+
+    def end(self, ranks: list[int]) -> None:
+        """Name the dead processes, in one line, and end this one."""
+        names = ", ".join(f"process {rank} ({self.names[rank]})" for rank in ranks)
+        print(
+            f"gdregs: {names} has died; this job stops. What was saved is whole: the same command"
+            f" continues from the last checkpoint.",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)
+
+    def after_a_failure(self) -> None:
+        """Wait until it is known which process has died."""
+        host, port = self.address.rsplit(":", 1)
+        try:
+            socket.create_connection((host, int(port)), timeout=self.patience).close()
+        except OSError:
+            self.end([0])
+        time.sleep(2 * self.patience)
+
+    def stop(self) -> None:
+        """All processes have reached this point, and may end in any order from here on."""
+        self.client.wait_at_barrier("gdregs/end", 300_000)
+        self.stopped.set()
+
+
+@contextmanager
+def noticing_deaths() -> Iterator[None]:
+    """A stretch of work that all processes do together."""
+    watch = Watch.current
+    try:
+        yield
+    except jax.errors.JaxRuntimeError:
+        if watch is not None:
+            watch.after_a_failure()
+        raise
+    if watch is not None:
+        watch.stop()
+        Watch.current = None
+
+
+def read_mesh(text: str, config: Config) -> Mesh | None:
+    """A mesh from text such as `data=4,samples=2`; None if it is empty and there is one process.
+
+    Raises:
+        UserError: If it is not such a text, there are fewer devices, or the settings do not
+            divide.
+    """
+    if not text:
+        if jax.process_count() == 1:
+            return None
+        text = f"data={jax.device_count()}"
+    sizes: dict[str, int] = {}
+    for item in text.split(","):
+        name, _, size = item.partition("=")
+        if name.strip() not in (DATA, SAMPLES) or not size.strip().isdigit():
+            raise UserError(f"--mesh is {DATA}=N, {SAMPLES}=N or both with a comma; got {text!r}.")
+        sizes[name.strip()] = int(size)
+    try:
+        mesh = make_mesh(**sizes)
+    except ValueError as error:
+        raise UserError(f"--mesh {text}: {error}") from None
+    if mesh.size < jax.device_count() and jax.process_count() > 1:
+        raise UserError(f"--mesh {text} leaves out some of the {jax.device_count()} devices.")
+    for flag, total, axis in (
+        ("--batch-size", config.batch_size, DATA),
+        ("--num-samples", config.num_samples, SAMPLES),
+    ):
+        if total % mesh.shape[axis]:
+            raise UserError(f"--mesh {text}: {flag} {total} is not a multiple of {axis}.")
+    return mesh
+
+
+def describe_mesh(mesh: Mesh) -> str:
+    """How many devices and processes there are, and who shares what."""
+    shares = ", ".join(f"{name} over {mesh.shape[name]}" for name in AXES if mesh.shape[name] > 1)
+    processes = jax.process_count()
+    return (
+        f"{mesh.size} devices" + (f" in {processes} processes" if processes > 1 else "")
+        + (f": {shares}" if shares else "")
+    )  # fmt: skip
+
+
+def spread(tree: T, mesh: Mesh, *axes: str) -> T:
+    """Put arrays on all devices of a mesh, whole or by their leading axes."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*axes)))
+
+
+def fetch(tree: T) -> T:
+    """Arrays on this machine, whole, wherever they were."""
+
+    def one(leaf):
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+            return leaf
+        if leaf.is_fully_replicated:
+            return jax.numpy.asarray(np.asarray(leaf))
+        return jax.numpy.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+
+    return jax.tree.map(one, tree)
+
+
+def from_first(make: Callable[[], T], like: Callable[[], T]) -> T:
+    """What process 0 makes, on all processes; the others make something of the same shapes."""
+    if jax.process_count() == 1:
+        return make()
+    return multihost_utils.broadcast_one_to_all(make() if is_first() else like())
