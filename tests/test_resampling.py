@@ -8,6 +8,7 @@ import pytest
 from hypothesis import strategies as st
 
 from gdregs import resampling
+from gdregs.sharding import Axis
 
 SCORES = {
     "ordinary": [0.1, 0.5, 0.02, 0.3, 0.08],
@@ -108,3 +109,35 @@ def test_resampling_frequencies_match_the_probabilities():
     frequency = jnp.bincount(index.ravel(), length=8) / draws
     error = jnp.sqrt(pi * (1 - pi) / draws)
     assert (jnp.abs(frequency - pi) <= 5 * error + 1e-6).all()
+
+
+@pytest.mark.parametrize("num_positive", [0, 2, 5, 16])
+def test_devices_keep_together_what_one_keeps(float64, num_positive):
+    """200 draws of 5 of 16 scores on four devices: the same samples in the same slots."""
+    num_kept, num_devices = 5, 4
+    devices = Axis(("devices",), num_devices)
+
+    def on_device(scores, offset):
+        own = resampling.merge_scores(resampling.no_scores(num_kept, (), scores.dtype), scores)
+        threshold = resampling.find_threshold(resampling.largest_of_all(own, devices), 16)
+        sweep, end = resampling.sweep_share(own, threshold, scores.shape[0], devices)
+        _, positions, _ = resampling.sweep_block(
+            sweep, threshold, scores, offset, num_kept, end[None]
+        )
+        found = positions < scores.shape[0]
+        place = jnp.where(found, devices.index() * scores.shape[0] + positions, 0)
+        return devices.total(place), devices.total(found.astype(int))
+
+    def draw(key):
+        scores_key, place_key, key = jax.random.split(key, 3)
+        scores = jax.random.exponential(scores_key, (16,)) ** 4
+        scores = jnp.where(jax.random.permutation(place_key, 16) < num_positive, scores, 0)
+        expected = resampling.resample(key, scores, num_kept).index
+        offset = jax.random.uniform(key, (), scores.dtype)
+        spread = jax.vmap(on_device, in_axes=(0, None), axis_name="devices")
+        place, count = spread(scores.reshape(num_devices, -1), offset)
+        return expected, place[0], count[0]
+
+    expected, place, count = jax.vmap(draw)(jax.random.split(jax.random.key(0), 200))
+    np.testing.assert_array_equal(count, 1)
+    np.testing.assert_array_equal(place, expected)

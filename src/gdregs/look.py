@@ -84,29 +84,26 @@ def choose(look: Look, num_kept: int) -> tuple[Weighed, Float[Array, "*batch"]]:
     def scores(block):
         return jnp.abs(look.coefficients(block)[0])
 
-    largest = look.fold(
+    own_largest = look.fold(
         lambda largest, block: resampling.merge_scores(largest, scores(block)),
         resampling.no_scores(num_kept, batch, dtype),
     )
-    largest = resampling.largest_of_all(largest, devices)
+    largest = resampling.largest_of_all(own_largest, devices)
     threshold = resampling.find_threshold(largest, num_samples)
     key = jax.random.fold_in(model.key, num_samples)
     if batch:
         key = model.data.own_key(key, batch[0])
     offset = jax.random.uniform(key, batch, dtype)
 
-    sweep = resampling.start_sweep(batch, dtype)
+    sweep, end = resampling.start_sweep(batch, dtype), jnp.full(batch, jnp.inf, dtype)
     if devices != ALONE:
-        sweep = look.fold(
-            lambda sweep, block: resampling.skip_block(sweep, threshold, scores(block)), sweep
-        )
-        sweep = resampling.sum_before(sweep, devices)
+        sweep, end = resampling.sweep_share(own_largest, threshold, model.num_samples, devices)
 
     def fill(carry, block):
         sweep, chosen, probabilities = carry
         v, r = look.coefficients(block)
         sweep, positions, block_probabilities = resampling.sweep_block(
-            sweep, threshold, jnp.abs(v), offset, num_kept
+            sweep, threshold, jnp.abs(v), offset, num_kept, end[None]
         )
 
         def take(values, empty):

@@ -9,7 +9,7 @@ Reference:
     Fearnhead and Clifford, On-line Inference for Hidden Markov Models via Particle Filters, 2003.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -137,22 +137,32 @@ def start_sweep(batch: tuple[int, ...], dtype) -> Sweep:
     return Sweep(jnp.zeros(batch, dtype), jnp.zeros(batch, jnp.int32))
 
 
-def skip_block(sweep: Sweep, threshold: Threshold, scores: Float[Array, "k *batch"]) -> Sweep:
-    """The sweep after a block, without sampling it."""
+def sweep_share(
+    own: Largest, threshold: Threshold, num_own: int, devices: Axis
+) -> tuple[Sweep, Float[Array, "*batch"]]:
+    """Where the sweep of a device begins, after those of all before it, and at which mass it ends.
+
+    Both are sums of what all devices have said, in the same order on each: so that every point
+    falls to one device.
+
+    Args:
+        own: The largest scores of this device.
+        threshold: From the scores of all devices.
+        num_own: How many scores this device has.
+        devices: Those that share the scores.
+    """
+    scores, rest = own
     certain = scores >= threshold.certain[None]
-    uncertain = jnp.where(certain, 0, block_probabilities(threshold, scores))
-    num_certain = jnp.sum(certain.astype(jnp.int32), axis=0)
-    return Sweep(sweep.mass + jnp.sum(uncertain, axis=0), sweep.num_certain + num_certain)
-
-
-def sum_before(sweep: Sweep, devices: Axis) -> Sweep:
-    """Where a device's sweep begins: after those of all devices before it."""
-    both = jnp.stack([sweep.mass, sweep.num_certain.astype(sweep.mass.dtype)])
-    parts = devices.stacked(both)
-    is_before = jnp.arange(devices.size) < devices.index()
-    is_before = is_before.reshape((devices.size,) + (1,) * both.ndim)
-    mass, num_certain = jnp.sum(jnp.where(is_before, parts, 0), axis=0)
-    return Sweep(mass, num_certain.astype(jnp.int32))
+    num_zeros = num_own - jnp.sum(scores > 0, axis=0)
+    mass = threshold.slope * (jnp.sum(jnp.where(certain, 0, scores), axis=0) + rest)
+    mass = mass + threshold.weightless * num_zeros.astype(scores.dtype)
+    num_certain = jnp.sum(certain, axis=0).astype(scores.dtype)
+    ends = jnp.cumsum(devices.stacked(jnp.stack([mass, num_certain])), axis=0)
+    ends = jnp.concatenate([jnp.zeros_like(ends[:1]), ends])
+    start = jax.lax.dynamic_index_in_dim(ends, devices.index(), keepdims=False)
+    end = jax.lax.dynamic_index_in_dim(ends, devices.index() + 1, keepdims=False)
+    is_last = devices.index() + 1 == devices.size
+    return Sweep(start[0], start[1].astype(jnp.int32)), jnp.where(is_last, jnp.inf, end[0])
 
 
 def sweep_block(
@@ -161,6 +171,7 @@ def sweep_block(
     scores: Float[Array, "k *batch"],
     offset: Float[Array, "*batch"],
     num_kept: int,
+    end: Any = jnp.inf,
 ) -> tuple[Sweep, Int[Array, "M *batch"], Float[Array, "k *batch"]]:
     """Systematic sampling of one block: which of its samples fills which of the M slots.
 
@@ -173,6 +184,7 @@ def sweep_block(
         scores: Those of this block, `[k, *batch]`.
         offset: Uniform on [0, 1), one for each datapoint.
         num_kept: M.
+        end: The mass at which another device goes on.
 
     Returns:
         The sweep after this block; for each slot the position in the block of the sample that
@@ -196,7 +208,7 @@ def sweep_block(
     by_rank = first_above(ranks, slots + 1, "left")
     by_rank = jnp.where(slots < sweep.num_certain[None], size, by_rank)
     by_mass = first_above(mass, points, "right")
-    by_mass = jnp.where(points < sweep.mass[None], size, by_mass)
+    by_mass = jnp.where((points < sweep.mass[None]) | (points >= end), size, by_mass)
     positions = jnp.where(slots < threshold.num_certain[None], by_rank, by_mass)
     return Sweep(mass[-1], ranks[-1]), positions, probabilities
 
