@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gdregs.vae import VAE
-from gdregs.vae.networks import MLP, add_bias, product, softplus
+from gdregs.vae.networks import MLP, add_bias, bernoulli_log_prob, product, softplus
 
 X = (jax.random.uniform(jax.random.key(0), (3, 6)) < 0.5).astype(jnp.float32)
 C = (jax.random.uniform(jax.random.key(1), (3, 4)) < 0.5).astype(jnp.float32)
@@ -122,3 +122,24 @@ def test_products_and_offsets_have_the_derivatives_of_plain_ones(shapes):
         for f in (ours, plain)
     ]
     np.testing.assert_allclose(*forward, rtol=1e-4)
+
+
+@pytest.mark.parametrize("num_pixels", [1, 7, 64, 784])
+def test_the_bernoulli_log_probability_is_the_sum_over_pixels(float64, num_pixels):
+    """Value and derivatives, logits far out included; the pixels lack an axis, as in the model."""
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(rng.normal(0, 20, (3, 2, num_pixels)))
+    logits = logits.at[0, 0, 0].set(800.0).at[1, 0, 0].set(-800.0)
+    pixels = jnp.asarray(rng.random((1, 2, num_pixels)))
+
+    def plain(logits, pixels):
+        return jnp.sum(pixels * logits - jnp.logaddexp(logits, 0.0), axis=-1)
+
+    arguments = logits, pixels
+    np.testing.assert_allclose(bernoulli_log_prob(*arguments), plain(*arguments), rtol=1e-12)
+    for wrt in (0, 1):
+        ours, theirs = (
+            jax.grad(lambda *a, f=f: jnp.sum(f(*a) ** 2), wrt)(*arguments)
+            for f in (bernoulli_log_prob, plain)
+        )
+        np.testing.assert_allclose(ours, theirs, rtol=1e-10)

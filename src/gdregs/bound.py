@@ -228,7 +228,7 @@ def _evaluate(
     look = Look(model, shape, objective)
     value = look.value()
     if num_kept == shape.num_samples or own_path:
-        surrogate, kept = pull_all(look, estimators), jnp.ones(shape.batch, shape.dtype)
+        surrogate, kept = pull_all(model, look, estimators), jnp.ones(shape.batch, shape.dtype)
     else:
         weighed, kept = choose(look, num_kept)
         surrogate = pull(model, estimators, weighed)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PyTree
 
 from gdregs import resampling
 from gdregs.objectives import Objective, Shape
-from gdregs.paths import align
+from gdregs.paths import align, gated
 from gdregs.sharding import ALONE, Axis
 from gdregs.weights import Block, Model
 
@@ -26,6 +26,8 @@ class Look:
     """All log-weights, without gradient, and what the objective makes of them."""
 
     def __init__(self, model: Model, shape: Shape, objective: Objective):
+        # Stopped here already, so that no time is spent on tracing derivatives.
+        model = model._replace(posterior=gated(model.posterior, 0), prior=gated(model.prior, 0))
         self.model = model
         self.shape = shape
         self.objective = objective
@@ -35,6 +37,12 @@ class Look:
     def block(self, start, size) -> Block:
         """A block of samples; if all are one block, it is looked at once."""
         return self.model.look(start, size) if self._whole is None else self._whole
+
+    def latents(self) -> PyTree:
+        """The shapes and dtypes of all latents."""
+        if self._whole is not None:
+            return self._whole.z
+        return jax.eval_shape(lambda: self.model.draw(0, 1))
 
     def fold(self, update, carry):
         """Pass every block to `update(carry, block)`."""
@@ -112,16 +120,18 @@ def choose(look: Look, num_kept: int) -> tuple[Weighed, Float[Array, "*batch"]]:
         chosen = jax.tree.map(take, Weighed(block.z, v, r), chosen)
         return sweep, chosen, take(block_probabilities, probabilities)
 
-    z = jax.eval_shape(lambda: model.draw(0, num_kept))
     zeros = jnp.zeros((num_kept, *batch), dtype)
-    empty = Weighed(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), z), zeros, zeros)
+    z = jax.tree.map(
+        lambda leaf: jnp.zeros((num_kept, *leaf.shape[1:]), leaf.dtype), look.latents()
+    )
+    empty = Weighed(z, zeros, zeros)
     _, chosen, probabilities = look.fold(fill, (sweep, empty, zeros))
     # Each slot is filled on one device, and 0 on all others.
     chosen, probabilities = devices.total((chosen, probabilities))
     total = jnp.sum(largest.scores, axis=0) + largest.rest
     kept = jnp.sum(jnp.abs(chosen.v), axis=0) / jnp.where(total > 0, total, 1)
     v = chosen.v / jnp.where(probabilities > 0, probabilities, 1)
-    return _own_share(Weighed(_replace_dead(chosen.z, v), v, chosen.r), devices), kept
+    return _own_share(_heaviest_first(chosen._replace(v=v)), devices), kept
 
 
 def _own_share(chosen: Weighed, devices: Axis) -> Weighed:
@@ -135,12 +145,16 @@ def _own_share(chosen: Weighed, devices: Axis) -> Weighed:
     return Weighed(z, *(own(values, jnp.zeros_like(values[:1])) for values in chosen[1:]))
 
 
-def _replace_dead(z: PyTree, v: Float[Array, "M *batch"]) -> PyTree:
-    """Put the heaviest sample where one without weight stands, to keep its derivatives finite."""
-    heaviest = jnp.argmax(jnp.abs(v), axis=0)[None]
+def _heaviest_first(chosen: Weighed) -> Weighed:
+    """Sort by weight, and put the heaviest sample where one without weight stands.
 
-    def replace(values):
-        live = jnp.take_along_axis(values, align(heaviest, values), axis=0)
-        return jnp.where(align(v != 0, values), values, live)
-
-    return jax.tree.map(replace, z)
+    The latter keeps its derivatives finite. (The sort also makes the compiler write the weights
+    down: it would compute them again wherever they are used.)
+    """
+    slots = jax.lax.broadcasted_iota(jnp.int32, chosen.v.shape, 0)
+    _, v, r, order = jax.lax.sort(
+        (-jnp.abs(chosen.v), chosen.v, chosen.r, slots), dimension=0, num_keys=1
+    )
+    order = jnp.where(v != 0, order, order[:1])
+    z = jax.tree.map(lambda x: jnp.take_along_axis(x, align(order, x), axis=0), chosen.z)
+    return Weighed(z, v, r)

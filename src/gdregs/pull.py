@@ -34,9 +34,8 @@ class Estimators(NamedTuple):
     keeps_indirect_scores: bool
 
 
-def pull_all(look: Look, estimators: Estimators) -> Float[Array, "*batch"]:
+def pull_all(model: Model, look: Look, estimators: Estimators) -> Float[Array, "*batch"]:
     """The surrogate on all K samples; streamed, with every block evaluated anew on the way back."""
-    model = look.model
 
     def step(total, start, size):
         block = look.block(start, size)

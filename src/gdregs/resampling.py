@@ -9,6 +9,7 @@ Reference:
     Fearnhead and Clifford, On-line Inference for Hidden Markov Models via Particle Filters, 2003.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -33,8 +34,12 @@ def no_scores(num_kept: int, batch: tuple[int, ...], dtype) -> Largest:
 def merge_scores(largest: Largest, scores: Float[Array, "k *batch"]) -> Largest:
     """`Largest` after one more block of scores."""
     num_kept = largest.scores.shape[0]
-    ordered = jnp.sort(jnp.concatenate([largest.scores, scores]), axis=0, descending=True)
-    return Largest(ordered[:num_kept], largest.rest + jnp.sum(ordered[num_kept:], axis=0))
+    scores = jnp.concatenate([largest.scores, scores])
+    ordered = jnp.moveaxis(jax.lax.top_k(jnp.moveaxis(scores, 0, -1), num_kept)[0], -1, 0)
+    last = ordered[-1]
+    below = jnp.sum(jnp.where(scores < last[None], scores, 0), axis=0)
+    num_equal_left = jnp.sum(scores >= last[None], axis=0) - num_kept
+    return Largest(ordered, largest.rest + below + num_equal_left.astype(last.dtype) * last)
 
 
 def largest_of_all(largest: Largest, devices: Axis) -> Largest:
@@ -216,10 +221,10 @@ def sweep_block(
 def _search_columns(sorted_values, values, side):
     columns = sorted_values.reshape(sorted_values.shape[0], -1)
     queries = values.reshape(values.shape[0], -1)
-    found = jax.vmap(lambda a, v: jnp.searchsorted(a, v, side=side), in_axes=1, out_axes=1)(
-        columns, queries
-    )
-    return found.reshape(values.shape)
+    # Comparing all is one small program where a search is a loop; for many, the loop is faster.
+    method = "compare_all" if len(columns) * len(queries) <= 2**14 else "scan"
+    search = functools.partial(jnp.searchsorted, side=side, method=method)
+    return jax.vmap(search, in_axes=1, out_axes=1)(columns, queries).reshape(values.shape)
 
 
 class Kept(NamedTuple):

@@ -4,12 +4,11 @@ from collections.abc import Callable
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from gdregs.hierarchy import Hierarchy
-from gdregs.vae.networks import MLP, GaussianConditional, softplus
+from gdregs.vae.networks import MLP, GaussianConditional, bernoulli_log_prob
 
 Image = Float[Array, "batch pixels"]
 Context = Float[Array, "batch given"]
@@ -109,6 +108,6 @@ class VAE(eqx.Module):
         def log_prob(z):
             logits = self.logits(z)
             pixels = x.reshape((1,) * (logits.ndim - x.ndim) + x.shape)
-            return jnp.sum(pixels * logits - softplus(logits), axis=-1)
+            return bernoulli_log_prob(logits, pixels)
 
         return log_prob
