@@ -34,7 +34,7 @@ from gdregs.vae import load_dataset, make_task, open_run, train
 from gdregs.vae.processes import is_first, noticing_deaths, read_mesh, start_processes
 import test_processes
 folder, port, rank = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-start_processes(f"127.0.0.1:{port}", 2, rank, patience=3.0)
+start_processes(f"127.0.0.1:{port}", 2, rank, patience=6.0)
 config = test_processes.SMALL
 mesh = read_mesh("data=2,samples=2", config)
 task = make_task(config, load_dataset(config.dataset))

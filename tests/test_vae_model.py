@@ -1,10 +1,12 @@
 """The VAE of Eq. (20): its graph, its densities, and its networks."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import gdregs
 from gdregs.vae import VAE
 from gdregs.vae.networks import MLP, add_bias, bernoulli_log_prob, product, softplus
 
@@ -142,4 +144,42 @@ def test_the_bernoulli_log_probability_is_the_sum_over_pixels(float64, num_pixel
             jax.grad(lambda *a, f=f: jnp.sum(f(*a) ** 2), wrt)(*arguments)
             for f in (bernoulli_log_prob, plain)
         )
-        np.testing.assert_allclose(ours, theirs, rtol=1e-10)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-8)
+
+
+def test_products_in_bfloat16_round_only_the_factors():
+    """The sum is float32's: integers up to 256 multiply and add up exactly, forth and back."""
+    rng = np.random.default_rng(0)
+    left, right, cotangent = (
+        jnp.asarray(rng.integers(-16, 17, shape), jnp.float32)
+        for shape in ((2, 40, 300), (300, 7), (2, 40, 7))
+    )
+    values, back = jax.vjp(lambda a, b: product(a, b, "bfloat16"), left, right)
+    expected, back_expected = jax.vjp(product, left, right)
+    assert values.dtype == jnp.float32
+    np.testing.assert_array_equal(values, expected)
+    for ours, theirs in zip(back(cotangent), back_expected(cotangent), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    rounded = product(left + 1 / 512, right, "bfloat16")
+    assert float(jnp.max(jnp.abs(rounded - product(left + 1 / 512, right)))) > 0.01
+
+
+@pytest.mark.parametrize("precision", ["float32", "tensorfloat32", "bfloat16"])
+def test_a_model_of_any_precision_keeps_its_sums_in_float32(precision):
+    """Bound and gradients are float32, near those of float32, under vmap too."""
+    key = jax.random.key(0)
+    images = X[:, :6]
+
+    def make(precision):
+        return VAE(6, latent_size=2, hidden_size=5, precision=precision, key=key)
+
+    def loss(model, key):
+        parts = model.posterior(images), model.prior(), model.likelihood(images)
+        return jnp.mean(gdregs.bound(*parts, key=key, num_samples=4))
+
+    keys = jax.random.split(key, 3)
+    gradient = jax.vmap(eqx.filter_value_and_grad(loss), in_axes=(None, 0))
+    exact, found = (gradient(make(name), keys) for name in ("float32", precision))
+    for a, b in zip(jax.tree.leaves(exact), jax.tree.leaves(found), strict=True):
+        assert b.dtype == jnp.float32
+        np.testing.assert_allclose(a, b, atol=0.03 * float(jnp.max(jnp.abs(a))) + 1e-3)

@@ -150,35 +150,52 @@ def make_pyro(model):
         objective = RenyiELBO(
             alpha=0, num_particles=num_samples, vectorize_particles=True, max_plate_nesting=1
         )
-        return objective.differentiable_loss(program, guide, x) / len(x)
+        return objective.loss_and_grads(program, guide, x) / len(x)
 
     return loss
 
 
-def make_step(name, num_layers, batch_size, num_samples, num_pixels=784):
-    """A function that computes bound and gradients once, and the FLOPs of that."""
-    import pyro
-    from torch.utils.flop_counter import FlopCounterMode
+class Step:
+    """Bound, gradients and a plain gradient step of one model, again and again."""
 
-    torch.manual_seed(0)
-    pyro.enable_validation(False)
-    model = VAE(num_pixels, num_layers)
-    images = np.random.default_rng(0).random((batch_size, num_pixels)) < 0.3
-    x = torch.tensor(images, dtype=torch.float32)
-    kind, _, how = name.partition(" ")
-    loss = make_pyro(model) if kind == "pyro" else {"naive": naive, "dreg": dreg}[kind]
-    if how == "compiled":
-        torch._dynamo.config.cache_size_limit = 64
-        loss = torch.compile(loss)
+    def __init__(self, name, num_layers, batch_size, num_samples, count, num_pixels=784):
+        import pyro
 
-    def step():
-        model.zero_grad(set_to_none=True)
-        value = loss(model, x, num_samples)
-        value.backward()
-        return float(value.detach())
+        del count  # a loop in Python
 
-    step()
-    with FlopCounterMode(display=False) as counter:
-        if how != "compiled":
-            step()
-    return step, counter.get_total_flops()
+        torch.manual_seed(0)
+        pyro.clear_param_store()
+        pyro.enable_validation(False)
+        self.model = VAE(num_pixels, num_layers)
+        images = np.random.default_rng(0).random((batch_size, num_pixels)) < 0.3
+        self.images = torch.tensor(images, dtype=torch.float32)
+        self.num_samples = num_samples
+        kind, _, how = name.partition(" ")
+        if kind == "pyro":
+            self.loss = make_pyro(self.model)
+        else:
+            self.loss = {"naive": naive, "dreg": dreg}[kind]
+        self.eager = self.loss
+        if how == "compiled":
+            torch._dynamo.config.cache_size_limit = 64
+            self.loss = torch.compile(self.loss, dynamic=False)
+        self()
+
+    def __call__(self, loss=None):
+        self.model.zero_grad(set_to_none=True)
+        value = (loss or self.loss)(self.model, self.images, self.num_samples)
+        if isinstance(value, torch.Tensor):
+            value.backward()
+            value = value.item()
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        with torch.no_grad():
+            torch._foreach_add_(parameters, [p.grad for p in parameters], alpha=-1e-6)
+        return value
+
+    def flops(self):
+        """Of the matrix products of one step."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with FlopCounterMode(display=False) as counter:
+            self(self.eager)
+        return counter.get_total_flops()

@@ -16,12 +16,13 @@ would fuse: the training step takes 9 to 12% longer.
 
 
 @functools.cache
-def compiler_options() -> dict[str, Any]:
+def compiler_options(precision: str = "float32") -> dict[str, Any]:
     """Options for `jax.jit` under which the training step is fastest on this backend.
 
-    Empty on accelerators, and where this version of XLA does not know the option.
+    Empty on accelerators, where this version of XLA does not know the option, and for products in
+    bfloat16, which that library takes to the processor's matrix unit and XLA does not.
     """
-    if jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu" or precision == "bfloat16":
         return {}
     try:
         jax.jit(lambda: 0.0, compiler_options=_OWN_FUSIONS).lower().compile()

@@ -3,12 +3,13 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from gdregs.estimators import find_posterior_estimator, find_prior_estimator
 from gdregs.objectives import ELBO, IWAE, JVI, VRIWAE, Objective
 from gdregs.vae.datasets import DATASETS
 from gdregs.vae.errors import UserError
+from gdregs.vae.networks import Precision
 
 ObjectiveName = Literal["iwae", "elbo", "vr-iwae", "jvi"]
 
@@ -27,6 +28,8 @@ class Config:
     """Length of each latent."""
     hidden_size: int = 300
     """Units in each hidden layer."""
+    precision: Precision = "float32"
+    """Of matrix products; log-weights and all sums are in float32."""
     objective: ObjectiveName = "iwae"
     """The Monte Carlo objective."""
     order: float = 0.5
@@ -69,6 +72,11 @@ class Config:
         for name in (*counts, "seed"):
             if getattr(self, name) < 0:
                 raise UserError(f"{_flag(name)} must not be negative; got {getattr(self, name)}.")
+        if self.precision not in get_args(Precision):
+            raise UserError(
+                f"unknown precision {self.precision!r}; choose one of"
+                f" {', '.join(get_args(Precision))}."
+            )
         if self.variance_draws == 1:
             raise UserError("--variance-draws must be 0 or at least 2.")
         if not 0 < self.learning_rate < float("inf"):

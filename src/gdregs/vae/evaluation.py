@@ -263,7 +263,8 @@ def make_gradient_variance(
 
         return (seeds.map(one) if seeds else one)(states)
 
-    run = jax.jit(over_mesh(measure_all, mesh, seeds), compiler_options=compiler_options())
+    options = compiler_options(config.precision)
+    run = jax.jit(over_mesh(measure_all, mesh, seeds), compiler_options=options)
     return lambda states: run(states, task.train)
 
 

@@ -8,7 +8,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from gdregs.hierarchy import Hierarchy
-from gdregs.vae.networks import MLP, GaussianConditional, bernoulli_log_prob
+from gdregs.vae.networks import MLP, GaussianConditional, Precision, bernoulli_log_prob
 
 Image = Float[Array, "batch pixels"]
 Context = Float[Array, "batch given"]
@@ -28,6 +28,7 @@ class VAE(eqx.Module):
         num_layers: L, the number of stochastic layers.
         latent_size: Length of each latent.
         hidden_size: Units in each hidden layer.
+        precision: Of the matrix products, as in `gdregs.vae.networks.MLP`.
         key: For the initial weights.
 
     Reference:
@@ -47,6 +48,7 @@ class VAE(eqx.Module):
         num_layers: int = 2,
         latent_size: int = 50,
         hidden_size: int = 300,
+        precision: Precision = "float32",
         key: PRNGKeyArray,
     ):
         posterior_key, prior_key, decoder_key = jax.random.split(key, 3)
@@ -54,7 +56,7 @@ class VAE(eqx.Module):
         above = (latent_size,)
 
         def gaussian(inputs, key):
-            return MLP(inputs, hidden_size, 2 * latent_size, key=key)
+            return MLP(inputs, hidden_size, 2 * latent_size, precision=precision, key=key)
 
         self.latent_size = latent_size
         self.posterior_networks = tuple(
@@ -67,7 +69,8 @@ class VAE(eqx.Module):
             for parent, key in zip(has_parent, jax.random.split(prior_key, num_layers), strict=True)
             if context or parent
         )
-        self.decoder = MLP(above * num_layers, hidden_size, num_pixels, key=decoder_key)
+        inputs = above * num_layers
+        self.decoder = MLP(inputs, hidden_size, num_pixels, precision=precision, key=decoder_key)
 
     @property
     def latents(self) -> tuple[str, ...]:

@@ -97,6 +97,7 @@ def make_state(config: Config, task: Task) -> TrainingState:
         num_layers=config.num_layers,
         latent_size=config.latent_size,
         hidden_size=config.hidden_size,
+        precision=config.precision,
         key=jax.random.fold_in(jax.random.key(config.seed), 0),
     )
     parameters = eqx.filter(model, eqx.is_array)
@@ -270,7 +271,9 @@ def make_epoch(config: Config, task: Task, seeds: Seeds | None = None, mesh: Mes
     root = jax.random.key(config.seed) if seeds is None else seeds.keys()
     root = np.asarray(jax.random.key_data(root))
 
-    @functools.partial(jax.jit, donate_argnums=0, compiler_options=compiler_options())
+    @functools.partial(
+        jax.jit, donate_argnums=0, compiler_options=compiler_options(config.precision)
+    )
     def run(state, root, train):
         return over_mesh(epochs, mesh, seeds)((state, root), train)
 
