@@ -38,6 +38,10 @@ def test_log_weights_are_those_of_one_device(found, case):
     assert found[case] < 1e-5
 
 
+def test_an_evaluation_is_that_of_one_device(found):
+    assert found["evaluation"] < 1e-5
+
+
 def test_other_samplers_draw_no_number_twice(found):
     assert len(set(found["gamma"])) == 8
 

@@ -114,7 +114,7 @@ def matrix_rate(rounds=30):
 
 def measure_steps(workers, num_layers, num_samples, rounds):
     """Interleaved times of all implementations at one number of layers and samples."""
-    count = max(2, min(16, 256 // num_samples))
+    count = max(1, min(16, 128 // num_samples))
     results = {}
     for name, worker in workers.items():
         results[name] = worker.ask(make=[num_layers, BATCH, num_samples, count])
@@ -347,8 +347,8 @@ def main():
     parser.add_argument("--data-dir", type=Path, help="MNIST's files; without it, digits alone")
     parser.add_argument("--layers", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--samples", type=int, nargs="+", default=[1, 16, 64, 512])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--epochs", type=int, default=40, help="for the time to the target")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=30, help="for the time to the target")
     parser.add_argument("--draws", type=int, default=50, help="for the variance")
     parser.add_argument("--only", nargs="+", help="implementations; all unless given")
     parser.add_argument("--quick", action="store_true", help="a minute, to see that it runs")
