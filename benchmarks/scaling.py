@@ -5,12 +5,14 @@
 
 The papers' networks on 784 pixels, DReGs + GDReGs, M = 8. On CPU, devices are threads of one
 machine that share its cores: what that part shows is what crosses between devices, counted in the
-compiled program, and not a speed-up. `--large-k` streams value and gradient over many samples,
-M = 64, spread over two devices, and reports the time and the most memory that the process held.
+compiled program, and not a speed-up. `--large-k` streams value and gradient of the one-layer model
+on 64 pixels over many samples, M = 64, spread over two devices, and reports the time and the most
+memory that the process held.
 """
 
 import argparse
 import json
+import math
 import os
 import re
 import statistics
@@ -23,7 +25,9 @@ WIDTHS = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f64": 8, "pred": 1}
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
-def make_step(num_layers, batch_size, num_samples, num_kept, mesh=None, chunk_size=None):
+def make_step(
+    num_layers, batch_size, num_samples, num_kept, mesh=None, chunk_size=None, num_pixels=784
+):
     """A compiled step, and what it is called with."""
     import equinox as eqx
     import jax
@@ -33,7 +37,7 @@ def make_step(num_layers, batch_size, num_samples, num_kept, mesh=None, chunk_si
     import steps
     from gdregs.vae.compiler import compiler_options
 
-    model = steps.make_model(num_layers)
+    model = steps.make_model(num_layers, num_pixels)
     leaves, rest = eqx.partition(model, eqx.is_inexact_array)
 
     def loss(leaves, x, key):
@@ -49,7 +53,7 @@ def make_step(num_layers, batch_size, num_samples, num_kept, mesh=None, chunk_si
         return -jnp.mean(bound)
 
     function = jax.value_and_grad(loss) if mesh is None else gdregs.value_and_grad(loss, mesh)
-    arguments = leaves, steps.binary_images(batch_size), jax.random.key(0)
+    arguments = leaves, steps.binary_images(batch_size, num_pixels), jax.random.key(0)
     jitted = jax.jit(function, compiler_options=compiler_options())
     return jitted.lower(*arguments).compile(), arguments
 
@@ -76,6 +80,24 @@ def num_entries(dims):
     for size in dims.split(","):
         product *= int(size or 1)
     return product
+
+
+BANDWIDTH, LATENCY = 50e9, 10e-6
+"""Of one accelerator: bytes a second (400 Gbit/s), and seconds for one hop of a message."""
+
+
+def projected_seconds(found, measured_on, num_devices):
+    """What the counted collectives would take on so many accelerators, in rings and trees.
+
+    A sum of n bytes moves 2 n through each device, in about 2 log2(devices) hops; a gather moves
+    what it ends with, which grows with the devices along `samples`.
+    """
+    hops = math.ceil(math.log2(num_devices))
+    sums = found.get("all-reduce", {"count": 0, "bytes": 0})
+    gathers = found.get("all-gather", {"count": 0, "bytes": 0})
+    gathered = gathers["bytes"] * num_devices / measured_on
+    seconds = 2 * sums["count"] * hops * LATENCY + 2 * sums["bytes"] / BANDWIDTH
+    return seconds + gathers["count"] * hops * LATENCY + gathered / BANDWIDTH
 
 
 def seconds_of(program, arguments, rounds):
@@ -119,7 +141,7 @@ def large(num_samples, chunk_size):
     import gdregs
 
     mesh = gdregs.make_mesh(samples=2)
-    program, arguments = make_step(1, 64, num_samples, 64, mesh, chunk_size)
+    program, arguments = make_step(1, 64, num_samples, 64, mesh, chunk_size, num_pixels=64)
     begun = time.perf_counter()
     value, gradient = jax.block_until_ready(program(*arguments))
     seconds = time.perf_counter() - begun

@@ -112,9 +112,12 @@ def tfp_dregs(model, images, key, num_samples):
 
     def posterior(model):
         networks = model.posterior_networks
-        first = gaussian(networks[0], images)
-        rest = [lambda z, n=network: gaussian(n, images, z) for network in networks[1:]]
-        return tfd.JointDistributionSequential([first, *rest])
+        parts = [
+            gaussian(networks[0], images),
+            lambda z0: gaussian(networks[1], images, z0),  # TFP reads the names of arguments
+            lambda z1: gaussian(networks[2], images, z1),
+        ]
+        return tfd.JointDistributionSequential(parts[: len(networks)])
 
     def loss(model):
         def log_joint(*z):
