@@ -153,17 +153,18 @@ def _over_batches(function, model, task, images, batch_size):
         x, context = task.split(binarise(binary_key, batch, task.levels))
         return function(model, x, context, sample_key)
 
-    full = images[: num_full * batch_size].reshape(num_full, batch_size, images.shape[1])
-    devices = axis(DATA, SAMPLES)
-    numbers = jnp.arange(num_full + -num_full % devices.size) % max(num_full, 1)
-    results = jax.lax.map(lambda number: run(full[number], number), devices.own_rows(numbers))
-    results = jax.tree.map(
-        lambda values: devices.rows_of_all(values)[:num_full].reshape(-1), results
-    )
+    parts = []
+    if num_full:
+        full = images[: num_full * batch_size].reshape(num_full, batch_size, images.shape[1])
+        devices = axis(DATA, SAMPLES)
+        numbers = jnp.arange(num_full + -num_full % devices.size) % num_full
+        found = jax.lax.map(lambda number: run(full[number], number), devices.own_rows(numbers))
+        parts.append(
+            jax.tree.map(lambda values: devices.rows_of_all(values)[:num_full].reshape(-1), found)
+        )
     if last:
-        rest = run(images[num_full * batch_size :], num_full)
-        results = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), results, rest)
-    return results
+        parts.append(run(images[num_full * batch_size :], num_full))
+    return jax.tree.map(lambda *values: jnp.concatenate(values), *parts)
 
 
 class GradientQuality(NamedTuple):
