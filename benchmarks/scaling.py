@@ -86,18 +86,17 @@ BANDWIDTH, LATENCY = 50e9, 10e-6
 """Of one accelerator: bytes a second (400 Gbit/s), and seconds for one hop of a message."""
 
 
-def projected_seconds(found, measured_on, num_devices):
-    """What the counted collectives would take on so many accelerators, in rings and trees.
+def projected_seconds(found, num_devices):
+    """What counted collectives would take on so many accelerators, in rings and trees.
 
-    A sum of n bytes moves 2 n through each device, in about 2 log2(devices) hops; a gather moves
-    what it ends with, which grows with the devices along `samples`.
+    A sum of n bytes moves 2 n through each device, in 2 log2(devices) hops; a gather moves what it
+    ends with, in log2(devices).
     """
     hops = math.ceil(math.log2(num_devices))
     sums = found.get("all-reduce", {"count": 0, "bytes": 0})
     gathers = found.get("all-gather", {"count": 0, "bytes": 0})
-    gathered = gathers["bytes"] * num_devices / measured_on
-    seconds = 2 * sums["count"] * hops * LATENCY + 2 * sums["bytes"] / BANDWIDTH
-    return seconds + gathers["count"] * hops * LATENCY + gathered / BANDWIDTH
+    messages = 2 * sums["count"] + gathers["count"]
+    return messages * hops * LATENCY + (2 * sums["bytes"] + gathers["bytes"]) / BANDWIDTH
 
 
 def seconds_of(program, arguments, rounds):
