@@ -21,7 +21,7 @@ import numpyro.distributions as dist
 from tqdm import tqdm
 
 import gdregs
-from gdregs.vae import Config, load_dataset, make_epoch, make_state, make_task, networks
+from gdregs.vae import VAE, Config, load_dataset, make_epoch, make_state, make_task, networks
 from gdregs.vae.compiler import compiler_options
 from gdregs.vae.markdown import markdown_table
 from report import save
@@ -83,17 +83,16 @@ def make_gradient(model, images, precision, dtype):
 
 
 def set_precision(model, precision):
-    """The model, whose networks' products have another precision."""
-
-    def change(network):
-        fields = {**vars(network), "precision": precision}
-        changed = object.__new__(networks.MLP)
-        for name, value in fields.items():
-            object.__setattr__(changed, name, value)
-        return changed
-
-    is_network = lambda node: isinstance(node, networks.MLP)  # noqa: E731
-    return jax.tree.map(lambda n: change(n) if is_network(n) else n, model, is_leaf=is_network)
+    """The same parameters in a model whose products have another precision."""
+    template = VAE(
+        model.decoder.last.shape[1],
+        num_layers=len(model.posterior_networks),
+        latent_size=model.latent_size,
+        hidden_size=model.decoder.last.shape[0],
+        precision=precision,
+        key=jax.random.key(0),
+    )
+    return jax.tree.unflatten(jax.tree.structure(template), jax.tree.leaves(model))
 
 
 def norm(tree):
@@ -170,11 +169,10 @@ def main():
     for _ in tqdm(range(options.epochs), desc="training", unit="epoch"):
         state, _ = epoch(state)
     images = (task.train[:8] > task.levels / 2).astype(jnp.float32)
-    model = jax.tree.map(lambda leaf: leaf, state.model)
     networks.product = emulated
     dist.Normal, normal = SameNoise, dist.Normal
     with jax.enable_x64(True):
-        bias = measure_bias(model, images, options.draws)
+        bias = measure_bias(state.model, images, options.draws)
     networks.product, dist.Normal = PRODUCT, normal
 
     rows = []

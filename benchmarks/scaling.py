@@ -86,6 +86,10 @@ BANDWIDTH, LATENCY = 50e9, 10e-6
 """Of one accelerator: bytes a second (400 Gbit/s), and seconds for one hop of a message."""
 
 
+SUSTAINED = 50e12
+"""FLOPs a second of one accelerator in this model."""
+
+
 def projected_seconds(found, num_devices):
     """What counted collectives would take on so many accelerators, in rings and trees.
 
@@ -97,6 +101,37 @@ def projected_seconds(found, num_devices):
     gathers = found.get("all-gather", {"count": 0, "bytes": 0})
     messages = 2 * sums["count"] + gathers["count"]
     return messages * hops * LATENCY + (2 * sums["bytes"] + gathers["bytes"]) / BANDWIDTH
+
+
+def projections(cells, meshes, num_devices=1000):
+    """Steps of the two-layer model on so many accelerators: to compute, to talk, and efficiency."""
+    rows = []
+    for data, samples in ((8, 1), (1, 8)):
+        mesh = next(
+            m
+            for m in meshes
+            if (m["data"], m["samples"], m["gradient_samples"]) == (data, samples, 8)
+        )
+        for num_samples in (64, 1024):
+            cell = next(
+                c
+                for c in cells
+                if (c["num_layers"], c["batch"], c["num_samples"]) == (2, 64, num_samples)
+            )
+            compute = cell["flops"] / SUSTAINED
+            talk = projected_seconds(mesh["collectives"], num_devices)
+            rows.append(
+                {
+                    "data": num_devices // samples,
+                    "samples": samples,
+                    "num_samples_a_device": num_samples,
+                    "flops_a_device": cell["flops"],
+                    "seconds_to_compute": compute,
+                    "seconds_to_talk": talk,
+                    "efficiency": compute / (compute + talk),
+                }
+            )
+    return rows
 
 
 def seconds_of(program, arguments, rounds):
@@ -273,7 +308,24 @@ def main():
             ],
         )
     )
-    save(options.out, {"cells": cells, "meshes": meshes})
+    projected = projections(cells, meshes)
+    print(
+        markdown_table(
+            ("data", "samples", "K a device", "ms to compute", "ms to talk", "efficiency"),
+            [
+                (
+                    str(row["data"]),
+                    str(row["samples"]),
+                    str(row["num_samples_a_device"]),
+                    f"{1e3 * row['seconds_to_compute']:.2f}",
+                    f"{1e3 * row['seconds_to_talk']:.2f}",
+                    f"{row['efficiency']:.2f}",
+                )
+                for row in projected
+            ],
+        )
+    )
+    save(options.out, {"cells": cells, "meshes": meshes, "thousand_accelerators": projected})
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ import pytest
 
 from gdregs.vae import Config, load_dataset, make_task, open_run, read_metrics, train
 from gdregs.vae.errors import UserError
-from gdregs.vae.processes import describe_mesh, read_mesh, start_processes
+from gdregs.vae.meshes import describe_mesh, read_mesh
+from gdregs.vae.processes import start_processes
 
 SMALL = Config(
     num_layers=1,
@@ -31,7 +32,8 @@ WORKER = """
 import sys
 from pathlib import Path
 from gdregs.vae import load_dataset, make_task, open_run, train
-from gdregs.vae.processes import is_first, noticing_deaths, read_mesh, start_processes
+from gdregs.vae.meshes import read_mesh
+from gdregs.vae.processes import is_first, noticing_deaths, start_processes
 import test_processes
 folder, port, rank = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 start_processes(f"127.0.0.1:{port}", 2, rank, patience=6.0)

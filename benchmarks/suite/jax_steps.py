@@ -186,10 +186,6 @@ class Step:
         self.program = jitted.lower(leaves, self.key).compile()
         self.count = count
         self.matrix_flops = matrix_flops(self.program.as_text())
-        one = jax.jit(
-            lambda leaves, key: STEPS[name](eqx.combine(leaves, rest), images, key, num_samples)
-        )
-        self.all_flops = one.lower(leaves, self.key).cost_analysis()["flops"]
 
     def __call__(self):
         self.leaves, values = jax.block_until_ready(self.program(self.leaves, self.key))

@@ -27,37 +27,16 @@ from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).parents[1]))
 
+from implementations import BATCH, ESTIMATORS, IMPLEMENTATIONS
+from page import page
+
 from gdregs.vae import Config, gradient_quality, load_dataset, make_epoch, make_state, make_task
 from gdregs.vae.files import write_text
-from gdregs.vae.markdown import markdown_table
 from gdregs.vae.run import open_run, read_metrics
 from gdregs.vae.run import train as train_run
 from report import save
 
 HERE = Path(__file__).parent
-BATCH = 64
-IMPLEMENTATIONS = {
-    "gdregs, M = 8": ("jax:gdregs, M = 8", "DReGs + GDReGs, M = 8"),
-    "gdregs, M = K": ("jax:gdregs, M = K", "DReGs + GDReGs"),
-    "JAX by hand, gdregs' networks": ("jax:by hand", "naive"),
-    "JAX by hand": ("jax:plain", "naive"),
-    "JAX, the papers' three surrogates": ("jax:surrogates", "DReGs + GDReGs"),
-    "NumPyro RenyiELBO": ("jax:numpyro", "naive"),
-    "tfp-nightly DReGs (biased prior)": ("jax:tfp", "DReGs"),
-    "PyTorch by hand": ("torch:naive", "naive"),
-    "PyTorch by hand, compiled": ("torch:naive compiled", "naive"),
-    "PyTorch DReG hook": ("torch:dreg", "DReGs"),
-    "PyTorch DReG hook, compiled": ("torch:dreg compiled", "DReGs"),
-    "Pyro RenyiELBO": ("torch:pyro", "naive"),
-}
-OURS = ("gdregs, M = 8", "gdregs, M = K")
-ALSO_OURS = "JAX by hand, gdregs' networks"  # a reference that uses this library's networks
-ESTIMATORS = {
-    "naive": ("naive", "naive", 0),
-    "DReGs": ("dregs", "naive", 0),
-    "DReGs + GDReGs": ("dregs", "gdregs", 0),
-    "DReGs + GDReGs, M = 8": ("dregs", "gdregs", 8),
-}
 
 
 class Worker:
@@ -230,16 +209,6 @@ def our_loop(images, num_samples):
     return found
 
 
-def fastest_peer(results):
-    """The quickest implementation that owes nothing to this library."""
-    peers = {
-        name: result["median"]
-        for name, result in results.items()
-        if name not in (*OURS, ALSO_OURS) and "median" in result
-    }
-    return min(peers, key=peers.__getitem__) if peers else None
-
-
 def versions(*libraries):
     """Of those that are installed."""
     found = {}
@@ -247,99 +216,6 @@ def versions(*libraries):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[library] = importlib.metadata.version(library)
     return found
-
-
-def step_rows(cells, variances, rate):
-    rows = []
-    for cell in cells:
-        results = cell["steps"]
-        peer = fastest_peer(results)
-        variance = variances.get(str(cell["num_layers"]), {})
-        for name, result in results.items():
-            first = name == next(iter(results))
-            label = f"L = {cell['num_layers']}, K = {cell['num_samples']}" if first else ""
-            if "median" not in result:
-                rows.append((label, name, result["error"], *[""] * 6))
-                continue
-            estimator = IMPLEMENTATIONS[name][1]
-            milliseconds = [1e3 * s for s in (result["median"], *result["spread"])]
-            relative = ""
-            if variance:
-                naive, own = (sum(variance[e].values()) for e in ("naive", estimator))
-                relative = f"{own / naive:.3f}"
-            rows.append(
-                (
-                    label,
-                    f"**{name}**" if name == peer else name,
-                    "{:.1f} ({:.1f}-{:.1f})".format(*milliseconds),
-                    f"{result['median'] / results[peer]['median']:.2f}" if peer else "",
-                    f"{result['flops'] / 1e9:.2f}",
-                    f"{result['flops'] / result['median'] / rate:.2f}",
-                    f"{result['megabytes']:.0f}",
-                    f"{result['compile_seconds']:.1f}",
-                    relative,
-                )
-            )
-    return rows
-
-
-def page(content):
-    """The tables, as Markdown."""
-    listed = (content["versions"] | content["peers"]).items()
-    steps = markdown_table(
-        (
-            "", "implementation", "ms a step (quartiles)", "of the fastest peer's", "GFLOP",
-            "of the matrix rate", "MB", "compile s", "variance / naive",
-        ),
-        step_rows(content["cells"], content["variance"], content["matrix_flops_per_second"]),
-    )  # fmt: skip
-    targets = [
-        (
-            f"{task}, {found['epochs']} epochs" if name == "naive" else "",
-            name,
-            f"{values['seconds_per_epoch']:.2f}",
-            str(values["epochs_to_target"] or "not reached"),
-            "" if values["ratio"] is None else f"{values['seconds_to_target']:.1f}",
-            "" if values["ratio"] is None else f"{values['ratio']:.2f}",
-            f"{values['final_test_bound']:.2f}",
-        )
-        for task, found in content["time_to_target"].items()
-        for name, values in found["estimators"].items()
-    ]
-    loops = [
-        (name, f"{values['seconds_per_epoch']:.2f}" if "error" not in values else values["error"])
-        for name, values in content["loops"].items()
-    ]
-    targets = markdown_table(
-        (
-            "task", "estimator", "s an epoch", "epochs to target", "s to target",
-            "of naive's", "final test bound",
-        ),
-        targets,
-    )  # fmt: skip
-    return "\n".join(
-        (
-            "# A training step in this library and its peers",
-            "",
-            f"`python benchmarks/suite/run.py`, {content['date']}, {content['hardware']}; batch"
-            f" {BATCH}, the papers' networks; {', '.join(' '.join(item) for item in listed)}."
-            " In bold the fastest peer of each cell. FLOPs are those of matrix"
-            " products; megabytes the most that a step holds beyond what the process held before.",
-            "",
-            steps,
-            "",
-            "## Time to the test bound that naive IWAE ends with",
-            "",
-            targets,
-            "",
-            "## Seconds of an epoch in whole training loops, L = 1",
-            "",
-            f"{content['loop_images']} images, K = {content['loop_samples']}.",
-            "",
-            markdown_table(("loop", "s an epoch"), loops),
-            "",
-        )
-    )
 
 
 def main():

@@ -10,6 +10,7 @@ from gdregs.arguments import FLAT, POSITIONAL
 from gdregs.papers.command import reproduce
 from gdregs.vae.config import Config, read_config
 from gdregs.vae.errors import UserError
+from gdregs.vae.progress import EpochBar
 
 _EXTRAS = ("matplotlib", "PIL", "pooch", "scipy", "sklearn", "tqdm", "tyro")
 
@@ -78,25 +79,6 @@ def _default_folder(config: Config) -> Path:
     return Path("runs") / f"{config.task}-{estimators}-seed{config.seed}"
 
 
-class _EpochBar:
-    """A progress bar over epochs, with the bound and images/s."""
-
-    def __init__(self, total: int, done: int = 0):
-        from tqdm import tqdm
-
-        self.bar = tqdm(total=total, initial=done, unit="epoch", dynamic_ncols=True)
-        self.test = ""
-
-    def __call__(self, row: dict[str, Any]) -> None:
-        if "test_bound" in row:
-            self.test = f"test {row['test_bound']:.2f}, "
-        self.bar.set_postfix_str(
-            f"bound {row['train_bound']:.2f}, {self.test}"
-            f"ESS {row['effective_sample_size']:.1f}, {row['images_per_second']:.0f} images/s"
-        )
-        self.bar.update()
-
-
 def train(
     config: Annotated[Config, FLAT] = Config(),
     data_dir: Path | None = None,
@@ -121,14 +103,9 @@ def train(
     """
     import jax
 
+    from gdregs.vae.meshes import describe_mesh, read_mesh
     from gdregs.vae.pictures import draw_curve, draw_reconstructions, draw_samples
-    from gdregs.vae.processes import (
-        describe_mesh,
-        is_first,
-        noticing_deaths,
-        read_mesh,
-        start_processes,
-    )
+    from gdregs.vae.processes import is_first, noticing_deaths, start_processes
     from gdregs.vae.run import CONFIG, open_run, read_metrics
     from gdregs.vae.run import train as run_training
 
@@ -152,7 +129,7 @@ def train(
         print(f"Training {out}: {_describe(config)}, {task.train.shape[0]} images")
     if devices is not None:
         print(describe_mesh(devices))
-    bar = _EpochBar(config.epochs, len(rows))
+    bar = EpochBar(config.epochs, len(rows))
     try:
         with noticing_deaths():
             state = run_training(out, config, task, bar, mesh=devices)
@@ -219,7 +196,7 @@ def compare(
         raise UserError("--epochs must be at least 1 to compare anything.")
     out = out or Path("runs") / f"compare-{config.task}"
     task = _prepare(config, data_dir)
-    bar = _EpochBar(len(chosen) * seeds * config.epochs)
+    bar = EpochBar(len(chosen) * seeds * config.epochs)
 
     def report(name: str, row: dict[str, Any]) -> None:
         bar.bar.set_description(name)

@@ -17,7 +17,8 @@ from gdregs.vae.config import Config, differences, read_config
 from gdregs.vae.errors import UserError
 from gdregs.vae.evaluation import make_evaluation, make_gradient_variance
 from gdregs.vae.files import write_atomically, write_json, write_text
-from gdregs.vae.processes import fetch, from_first, is_first, spread
+from gdregs.vae.meshes import fetch, spread
+from gdregs.vae.processes import from_first, is_first
 from gdregs.vae.training import (
     Seeds,
     Task,
