@@ -26,13 +26,13 @@ SCORES = {
 def test_probabilities_solve_the_threshold_equation(float64, scores, num_kept):
     scores = np.array(scores)
     pi = np.array(resampling.inclusion_probabilities(jnp.array(scores), num_kept))
-    np.testing.assert_allclose(pi.sum(), num_kept, atol=1e-12)
-    assert ((pi >= 0) & (pi <= 1 + 1e-12)).all()
     positive = scores > 0
+    np.testing.assert_allclose(pi.sum(), min(num_kept, positive.sum()), atol=1e-12)
+    assert ((pi >= 0) & (pi <= 1 + 1e-12)).all()
+    assert (pi[~positive] == 0).all()
     if positive.sum() <= num_kept:
         np.testing.assert_allclose(pi[positive], 1)
     else:
-        assert (pi[~positive] == 0).all()
         uncertain = positive & (pi < 1 - 1e-9)
         slopes = pi[uncertain] / scores[uncertain]
         if uncertain.any():  # pi = min(1, c s): one c, and every certain score reaches 1 under it
@@ -48,12 +48,16 @@ def test_probabilities_solve_the_threshold_equation(float64, scores, num_kept):
 )
 def test_exactly_m_different_samples_are_kept(scores, num_kept, seed):
     scores = jnp.array(scores)
+    num_full = min(num_kept, int(jnp.sum(scores > 0)))
     pi = resampling.inclusion_probabilities(scores, num_kept)
-    np.testing.assert_allclose(jnp.sum(pi), num_kept, rtol=1e-5)
+    np.testing.assert_allclose(jnp.sum(pi), num_full, rtol=1e-5)
     kept = resampling.resample(jax.random.key(seed), scores, num_kept)
-    assert len(set(kept.index.tolist())) == num_kept
-    np.testing.assert_array_equal(kept.probabilities, pi[kept.index])
-    assert (kept.probabilities > 0).all()
+    assert (kept.probabilities[:num_full] > 0).all()
+    assert (kept.probabilities[num_full:] == 0).all()
+    index = kept.index[:num_full]
+    assert len(set(index.tolist())) == num_full
+    assert (jnp.diff(scores[index]) <= 0).all()
+    np.testing.assert_array_equal(kept.probabilities[:num_full], pi[index])
 
 
 @pytest.mark.parametrize("num_kept", [1, 2, 3])
@@ -61,14 +65,15 @@ def test_exactly_m_different_samples_are_kept(scores, num_kept, seed):
 def test_expected_weights_are_the_scores(float64, scores, num_kept):
     """The choice is a step function of one uniform number: sum over its steps, exactly."""
     scores = jnp.array(scores)
-    largest = resampling.merge_scores(resampling.no_scores(num_kept, (), scores.dtype), scores)
-    threshold = resampling.find_threshold(largest, 5)
+    threshold = resampling.find_threshold(resampling.largest_scores(scores, num_kept))
     pi = resampling.block_probabilities(threshold, scores)
 
     def weights(offset):
-        sweep = resampling.start_sweep((), scores.dtype)
-        _, index, pi = resampling.sweep_block(sweep, threshold, scores, offset, num_kept)
-        return jnp.zeros(5).at[index].add(scores[index] / pi[index])
+        sweep = resampling.start_sweep(threshold, offset, num_kept)
+        _, kept, pi = resampling.sweep_block(sweep, scores)
+        slots = resampling.fill_slots(None, kept, scores, (jnp.arange(5), pi), num_kept)
+        index, pi = slots.contents
+        return jnp.zeros(5).at[index].add(slots.scores / jnp.where(slots.scores > 0, pi, 1))
 
     mass = np.cumsum(np.where(scores >= threshold.certain, 0, pi))
     edges = np.unique(np.concatenate([[0.0, 1.0], mass % 1]))
@@ -87,13 +92,15 @@ def test_blocks_choose_what_one_block_chooses(float64):
         blocks = [scores[i : i + size] for i in range(0, 20, size)]
         for block in blocks:
             largest = resampling.merge_scores(largest, block)
-        threshold = resampling.find_threshold(largest, 20)
-        sweep = resampling.start_sweep((50,), scores.dtype)
-        chosen = jnp.full((num_kept, 50), -1)
+        threshold = resampling.find_threshold(largest)
+        sweep = resampling.start_sweep(threshold, offset, num_kept)
+        slots = None
         for number, block in enumerate(blocks):
-            sweep, positions, _ = resampling.sweep_block(sweep, threshold, block, offset, num_kept)
-            chosen = jnp.where(positions < block.shape[0], positions + number * size, chosen)
-        return chosen
+            sweep, kept, _ = resampling.sweep_block(sweep, block)
+            place = number * size + jnp.arange(len(block))[:, None] + jnp.zeros((1, 50), int)
+            slots = resampling.fill_slots(slots, kept, block, place, num_kept)
+        assert slots is not None
+        return slots.contents
 
     np.testing.assert_array_equal(choose(20), choose(7))
     np.testing.assert_array_equal(choose(20), choose(1))
@@ -118,26 +125,30 @@ def test_devices_keep_together_what_one_keeps(float64, num_positive):
     devices = Axis(("devices",), num_devices)
 
     def on_device(scores, offset):
-        own = resampling.merge_scores(resampling.no_scores(num_kept, (), scores.dtype), scores)
-        threshold = resampling.find_threshold(resampling.largest_of_all(own, devices), 16)
-        sweep, end = resampling.sweep_share(own, threshold, scores.shape[0], devices)
-        _, positions, _ = resampling.sweep_block(
-            sweep, threshold, scores, offset, num_kept, end[None]
-        )
-        found = positions < scores.shape[0]
-        place = jnp.where(found, devices.index() * scores.shape[0] + positions, 0)
-        return devices.total(place), devices.total(found.astype(int))
+        own = resampling.largest_scores(scores, num_kept)
+        threshold = resampling.find_threshold(resampling.largest_of_all(own, devices))
+        sweep = resampling.start_sweep(threshold, offset, num_kept)
+        sweep, first, after = resampling.share_of_slots(sweep, own, devices)
+        _, kept, _ = resampling.sweep_block(sweep, scores)
+        place = devices.index() * len(scores) + jnp.arange(len(scores))
+        slots = resampling.fill_slots(None, kept, scores, place, num_kept)
+        slots = resampling.put_together(slots, first, after, devices)
+        return slots.contents, slots.scores
 
     def draw(key):
         scores_key, place_key, key = jax.random.split(key, 3)
         scores = jax.random.exponential(scores_key, (16,)) ** 4
         scores = jnp.where(jax.random.permutation(place_key, 16) < num_positive, scores, 0)
-        expected = resampling.resample(key, scores, num_kept).index
+        expected = resampling.resample(key, scores, num_kept)
         offset = jax.random.uniform(key, (), scores.dtype)
         spread = jax.vmap(on_device, in_axes=(0, None), axis_name="devices")
-        place, count = spread(scores.reshape(num_devices, -1), offset)
-        return expected, place[0], count[0]
+        place, found = spread(scores.reshape(num_devices, -1), offset)
+        order = jnp.argsort(-found[0])  # of the heaviest first, as on one device
+        return expected, place[0][order], found[0][order], scores
 
-    expected, place, count = jax.vmap(draw)(jax.random.split(jax.random.key(0), 200))
-    np.testing.assert_array_equal(count, 1)
-    np.testing.assert_array_equal(place, expected)
+    expected, place, found, scores = jax.vmap(draw)(jax.random.split(jax.random.key(0), 200))
+    full = expected.probabilities > 0
+    assert (jnp.sum(full, axis=1) == min(num_positive, num_kept)).all()
+    np.testing.assert_array_equal(place[full], expected.index[full])
+    np.testing.assert_array_equal(found[full], jnp.take_along_axis(scores, place, axis=1)[full])
+    assert (found[~full] == 0).all()

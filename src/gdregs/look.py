@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PyTree
 
 from gdregs import resampling
 from gdregs.objectives import Objective, Shape
-from gdregs.paths import align, gated
+from gdregs.paths import gated
 from gdregs.sharding import ALONE, Axis
 from gdregs.weights import Block, Model
 
@@ -38,11 +38,21 @@ class Look:
         """A block of samples; if all are one block, it is looked at once."""
         return self.model.look(start, size) if self._whole is None else self._whole
 
-    def latents(self) -> PyTree:
-        """The shapes and dtypes of all latents."""
+    def no_scores(self, num_kept: int) -> resampling.Largest | None:
+        """The largest scores before those of several blocks; None if there is only one."""
         if self._whole is not None:
-            return self._whole.z
-        return jax.eval_shape(lambda: self.model.draw(0, 1))
+            return None
+        return resampling.no_scores(num_kept, self.shape.batch, self.shape.dtype)
+
+    def empty_slots(self, num_slots: int) -> resampling.Slots | None:
+        """Slots for samples of several blocks; None if there is only one."""
+        if self._whole is not None:
+            return None
+        _, batch, dtype, _ = self.shape
+        zeros = jnp.zeros((num_slots, *batch), dtype)
+        z = jax.eval_shape(lambda: self.model.draw(0, 1))
+        z = jax.tree.map(lambda leaf: jnp.zeros((num_slots, *leaf.shape[1:]), leaf.dtype), z)
+        return resampling.Slots(zeros, Weighed(z, zeros, zeros))
 
     def fold(self, update, carry):
         """Pass every block to `update(carry, block)`."""
@@ -92,46 +102,35 @@ def choose(look: Look, num_kept: int) -> tuple[Weighed, Float[Array, "*batch"]]:
     def scores(block):
         return jnp.abs(look.coefficients(block)[0])
 
-    own_largest = look.fold(
-        lambda largest, block: resampling.merge_scores(largest, scores(block)),
-        resampling.no_scores(num_kept, batch, dtype),
-    )
+    def merge(largest, block):
+        if largest is None:
+            return resampling.largest_scores(scores(block), num_kept)
+        return resampling.merge_scores(largest, scores(block))
+
+    own_largest = look.fold(merge, look.no_scores(num_kept))
     largest = resampling.largest_of_all(own_largest, devices)
-    threshold = resampling.find_threshold(largest, num_samples)
     key = jax.random.fold_in(model.key, num_samples)
     if batch:
         key = model.data.own_key(key, batch[0])
     offset = jax.random.uniform(key, batch, dtype)
-
-    sweep, end = resampling.start_sweep(batch, dtype), jnp.full(batch, jnp.inf, dtype)
+    sweep = resampling.start_sweep(resampling.find_threshold(largest), offset, num_kept)
+    first, after = jnp.zeros(batch, jnp.int32), jnp.full(batch, num_kept)
     if devices != ALONE:
-        sweep, end = resampling.sweep_share(own_largest, threshold, model.num_samples, devices)
+        sweep, first, after = resampling.share_of_slots(sweep, own_largest, devices)
 
     def fill(carry, block):
-        sweep, chosen, probabilities = carry
+        sweep, slots = carry
         v, r = look.coefficients(block)
-        sweep, positions, block_probabilities = resampling.sweep_block(
-            sweep, threshold, jnp.abs(v), offset, num_kept, end[None]
-        )
+        sweep, kept, probabilities = resampling.sweep_block(sweep, jnp.abs(v))
+        weighed = Weighed(block.z, v / jnp.where(probabilities > 0, probabilities, 1), r)
+        return sweep, resampling.fill_slots(slots, kept, jnp.abs(v), weighed, num_kept)
 
-        def take(values, empty):
-            return resampling.take_filled(values, positions, empty)
-
-        chosen = jax.tree.map(take, Weighed(block.z, v, r), chosen)
-        return sweep, chosen, take(block_probabilities, probabilities)
-
-    zeros = jnp.zeros((num_kept, *batch), dtype)
-    z = jax.tree.map(
-        lambda leaf: jnp.zeros((num_kept, *leaf.shape[1:]), leaf.dtype), look.latents()
-    )
-    empty = Weighed(z, zeros, zeros)
-    _, chosen, probabilities = look.fold(fill, (sweep, empty, zeros))
-    # Each slot is filled on one device, and 0 on all others.
-    chosen, probabilities = devices.total((chosen, probabilities))
+    _, slots = look.fold(fill, (sweep, look.empty_slots(num_kept)))
+    slots = resampling.put_together(slots, first, after, devices)
+    v = jnp.where(slots.scores > 0, slots.contents.v, 0)
     total = jnp.sum(largest.scores, axis=0) + largest.rest
-    kept = jnp.sum(jnp.abs(chosen.v), axis=0) / jnp.where(total > 0, total, 1)
-    v = chosen.v / jnp.where(probabilities > 0, probabilities, 1)
-    return _own_share(_heaviest_first(chosen._replace(v=v)), devices), kept
+    kept = jnp.sum(slots.scores, axis=0) / jnp.where(total > 0, total, 1)
+    return _own_share(slots.contents._replace(v=v), devices), kept
 
 
 def _own_share(chosen: Weighed, devices: Axis) -> Weighed:
@@ -143,18 +142,3 @@ def _own_share(chosen: Weighed, devices: Axis) -> Weighed:
 
     z = jax.tree.map(lambda leaf: own(leaf, leaf[:1]), chosen.z)
     return Weighed(z, *(own(values, jnp.zeros_like(values[:1])) for values in chosen[1:]))
-
-
-def _heaviest_first(chosen: Weighed) -> Weighed:
-    """Sort by weight, and put the heaviest sample where one without weight stands.
-
-    The latter keeps its derivatives finite. (The sort also makes the compiler write the weights
-    down: it would compute them again wherever they are used.)
-    """
-    slots = jax.lax.broadcasted_iota(jnp.int32, chosen.v.shape, 0)
-    _, v, r, order = jax.lax.sort(
-        (-jnp.abs(chosen.v), chosen.v, chosen.r, slots), dimension=0, num_keys=1
-    )
-    order = jnp.where(v != 0, order, order[:1])
-    z = jax.tree.map(lambda x: jnp.take_along_axis(x, align(order, x), axis=0), chosen.z)
-    return Weighed(z, v, r)

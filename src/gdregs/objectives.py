@@ -156,7 +156,7 @@ class ELBO(_Summarized):
 
 def _running_logsumexp(scale):
     def add(total, log_weights, start):
-        return jnp.logaddexp(total, logsumexp(scale * log_weights, axis=0))
+        return logsumexp(jnp.concatenate([total[None], scale * log_weights]), axis=0)
 
     return add
 

@@ -3,18 +3,18 @@ r"""Optimal resampling (Fearnhead and Clifford, 2003): keep M of K weights witho
 Sample k is kept with probability $\pi_k = \min(1, c|v_k|)$, where c makes the probabilities sum
 to M; systematic sampling keeps exactly M. A kept weight becomes $v_k/\pi_k$, so that its
 expectation is $v_k$. Among all unbiased schemes that keep M, this one has the least variance of
-the weights. Everything works block by block, for `gdregs.bound` to stream.
+the weights. Where no more than M weights differ from 0, those are kept and nothing else.
+Everything works block by block, for `gdregs.bound` to stream.
 
 Reference:
     Fearnhead and Clifford, On-line Inference for Hidden Markov Models via Particle Filters, 2003.
 """
 
-import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from gdregs.sharding import ALONE, Axis
 
@@ -31,15 +31,20 @@ def no_scores(num_kept: int, batch: tuple[int, ...], dtype) -> Largest:
     return Largest(jnp.zeros((num_kept, *batch), dtype), jnp.zeros(batch, dtype))
 
 
+def largest_scores(scores: Float[Array, "k *batch"], num_kept: int) -> Largest:
+    """`Largest` of the scores of one block."""
+    ordered, _ = _largest_first(scores, num_kept)
+    last = ordered[-1]
+    below = jnp.sum(jnp.where(scores < last[None], scores, 0), axis=0)
+    num_equal_left = jnp.sum((scores >= last[None]).astype(scores.dtype), axis=0) - num_kept
+    return Largest(ordered, below + jnp.where(last > 0, num_equal_left * last, 0))
+
+
 def merge_scores(largest: Largest, scores: Float[Array, "k *batch"]) -> Largest:
     """`Largest` after one more block of scores."""
     num_kept = largest.scores.shape[0]
-    scores = jnp.concatenate([largest.scores, scores])
-    ordered = jnp.moveaxis(jax.lax.top_k(jnp.moveaxis(scores, 0, -1), num_kept)[0], -1, 0)
-    last = ordered[-1]
-    below = jnp.sum(jnp.where(scores < last[None], scores, 0), axis=0)
-    num_equal_left = jnp.sum(scores >= last[None], axis=0) - num_kept
-    return Largest(ordered, largest.rest + below + num_equal_left.astype(last.dtype) * last)
+    merged = largest_scores(jnp.concatenate([largest.scores, scores]), num_kept)
+    return merged._replace(rest=largest.rest + merged.rest)
 
 
 def largest_of_all(largest: Largest, devices: Axis) -> Largest:
@@ -49,7 +54,7 @@ def largest_of_all(largest: Largest, devices: Axis) -> Largest:
     num_kept = largest.scores.shape[0]
     parts = devices.stacked(jnp.concatenate([largest.scores, largest.rest[None]]))
     scores = parts[:, :-1].reshape(-1, *largest.rest.shape)
-    merged = merge_scores(no_scores(num_kept, largest.rest.shape, scores.dtype), scores)
+    merged = largest_scores(scores, num_kept)
     return Largest(merged.scores, merged.rest + jnp.sum(parts[:, -1], axis=0))
 
 
@@ -58,44 +63,36 @@ class Threshold(NamedTuple):
 
     Attributes:
         certain: Scores of at least this much are kept with probability 1.
-        slope: $c$, for the scores below it.
-        weightless: The probability of a score of 0 (more than 0 only where fewer than M scores
-            are positive: then all of those are certain and zeros fill the slots that are left).
         num_certain: How many scores are certain.
+        num_drawn: How many of the others are drawn.
+        tail: The sum of the others, so that $c$ is `num_drawn / tail`.
     """
 
     certain: Float[Array, "*batch"]
-    slope: Float[Array, "*batch"]
-    weightless: Float[Array, "*batch"]
     num_certain: Int[Array, "*batch"]
+    num_drawn: Float[Array, "*batch"]
+    tail: Float[Array, "*batch"]
 
 
-def find_threshold(largest: Largest, num_samples: int) -> Threshold:
+def find_threshold(largest: Largest) -> Threshold:
     r"""Solve $\sum_k \min(1, c\,s_k) = M$ for c, exactly, from the M largest scores."""
     scores, rest = largest
     num_kept = scores.shape[0]
-    tails = jnp.cumsum(jnp.concatenate([scores, rest[None]])[::-1], axis=0)[::-1]
-    # With the n largest certain, c = (M - n) / tail_n must leave the next score below 1.
-    places_left = num_kept - jax.lax.broadcasted_iota(scores.dtype, scores.shape, 0)
-    feasible = places_left * scores < tails[:-1]
-    num_positive = jnp.sum(scores > 0, axis=0)
-    all_fit = rest == 0
-    first_feasible = jnp.where(jnp.any(feasible, axis=0), jnp.argmax(feasible, axis=0), num_kept)
-    num_certain = jnp.where(all_fit, num_positive, first_feasible)
-    last_certain = jnp.maximum(num_certain - 1, 0)[None]
-    smallest_certain = jnp.take_along_axis(scores, last_certain, axis=0)[0]
+    tails = jnp.cumsum(jnp.concatenate([rest[None], scores[::-1]]), axis=0)[:0:-1]
+    # With the n largest certain, c = (M - n) / tail_n must leave the next score below 1. Once it
+    # does, it does so for every larger n.
+    n = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
+    is_certain = (num_kept - n).astype(scores.dtype) * scores >= tails
+    smallest = jnp.min(jnp.where(is_certain & (scores > 0), scores, jnp.inf), axis=0)
     # Scores that are equal up to rounding are certain together: a stream computes them anew.
-    tolerance = 1 - 16 * jnp.finfo(scores.dtype).eps
-    smallest_certain = jnp.where(num_certain > 0, tolerance * smallest_certain, jnp.inf)
-    num_certain = jnp.sum(scores >= smallest_certain[None], axis=0)
-    tail = jnp.take_along_axis(tails, num_certain[None], axis=0)[0]
-    left = (num_kept - num_certain).astype(scores.dtype)
-    num_zeros = jnp.maximum(num_samples - num_certain, 1).astype(scores.dtype)
+    certain = smallest * (1 - 16 * jnp.finfo(scores.dtype).eps)
+    is_certain = scores >= certain[None]
+    num_certain = jnp.sum(is_certain.astype(jnp.int32), axis=0)
     return Threshold(
-        certain=smallest_certain,
-        slope=jnp.where(all_fit, 0, left / jnp.where(tail > 0, tail, 1)),
-        weightless=jnp.where(all_fit, left / num_zeros, 0),
+        certain=certain,
         num_certain=num_certain,
+        num_drawn=(num_kept - num_certain).astype(scores.dtype),
+        tail=rest + jnp.sum(jnp.where(is_certain, 0, scores), axis=0),
     )
 
 
@@ -103,8 +100,9 @@ def block_probabilities(
     threshold: Threshold, scores: Float[Array, "k *batch"]
 ) -> Float[Array, "k *batch"]:
     """The inclusion probability of every score in a block."""
-    uncertain = jnp.where(scores == 0, threshold.weightless[None], threshold.slope[None] * scores)
-    return jnp.where(scores >= threshold.certain[None], 1, jnp.minimum(uncertain, 1))
+    certain, _, num_drawn, tail = jax.tree.map(lambda values: values[None], threshold)
+    share = scores / jnp.where(tail > 0, tail, 1)
+    return jnp.where(scores >= certain, 1, jnp.minimum(num_drawn * share, 1))
 
 
 def inclusion_probabilities(
@@ -118,121 +116,186 @@ def inclusion_probabilities(
 
     Returns:
         `[K, *batch]`. Where fewer than M scores are positive, those have probability 1 and the
-        zeros share what is left equally.
+        zeros have 0.
 
     Example:
         >>> import jax.numpy as jnp
         >>> inclusion_probabilities(jnp.array([0.7, 0.1, 0.1, 0.1]), 2).tolist()
         [1.0, 0.3333333432674408, 0.3333333432674408, 0.3333333432674408]
     """
-    empty = no_scores(num_kept, scores.shape[1:], scores.dtype)
-    threshold = find_threshold(merge_scores(empty, scores), scores.shape[0])
-    return block_probabilities(threshold, scores)
+    return block_probabilities(find_threshold(largest_scores(scores, num_kept)), scores)
 
 
 class Sweep(NamedTuple):
-    """How far systematic sampling has come."""
+    r"""Systematic sampling: which scores the points $u, u + 1, u + 2, \dots$ fall on.
 
-    mass: Float[Array, "*batch"]
-    num_certain: Int[Array, "*batch"]
+    The scores that are not certain lie side by side, each as long as its probability.
 
-
-def start_sweep(batch: tuple[int, ...], dtype) -> Sweep:
-    """The sweep before the first block."""
-    return Sweep(jnp.zeros(batch, dtype), jnp.zeros(batch, jnp.int32))
-
-
-def sweep_share(
-    own: Largest, threshold: Threshold, num_own: int, devices: Axis
-) -> tuple[Sweep, Float[Array, "*batch"]]:
-    """Where the sweep of a device begins, after those of all before it, and at which mass it ends.
-
-    Both are sums of what all devices have said, in the same order on each: so that every point
-    falls to one device.
-
-    Args:
-        own: The largest scores of this device.
-        threshold: From the scores of all devices.
-        num_own: How many scores this device has.
-        devices: Those that share the scores.
+    Attributes:
+        threshold: From all scores.
+        offset: u, uniform on [0, 1), one for each datapoint.
+        mass: How far the blocks before have come.
     """
-    scores, rest = own
-    certain = scores >= threshold.certain[None]
-    num_zeros = num_own - jnp.sum(scores > 0, axis=0)
-    mass = threshold.slope * (jnp.sum(jnp.where(certain, 0, scores), axis=0) + rest)
-    mass = mass + threshold.weightless * num_zeros.astype(scores.dtype)
-    num_certain = jnp.sum(certain, axis=0).astype(scores.dtype)
-    ends = jnp.cumsum(devices.stacked(jnp.stack([mass, num_certain])), axis=0)
-    ends = jnp.concatenate([jnp.zeros_like(ends[:1]), ends])
-    start = jax.lax.dynamic_index_in_dim(ends, devices.index(), keepdims=False)
-    end = jax.lax.dynamic_index_in_dim(ends, devices.index() + 1, keepdims=False)
-    is_last = devices.index() + 1 == devices.size
-    return Sweep(start[0], start[1].astype(jnp.int32)), jnp.where(is_last, jnp.inf, end[0])
+
+    threshold: Threshold
+    offset: Float[Array, "*batch"]
+    mass: Float[Array, "*batch"]
+
+    def num_passed(self, mass: Float[Array, "*lead_and_batch"]) -> Float[Array, "*lead_and_batch"]:
+        """How many of the points lie before this mass."""
+        lead = (1,) * (mass.ndim - self.offset.ndim)
+        offset, num_drawn = (
+            jnp.reshape(values, (*lead, *values.shape))
+            for values in (self.offset, self.threshold.num_drawn)
+        )
+        return jnp.clip(jnp.ceil(mass - offset), 0, num_drawn)
+
+
+def start_sweep(threshold: Threshold, offset: Float[Array, "*batch"], num_kept: int) -> Sweep:
+    """The sweep before the first block."""
+    # The total mass is M - num_certain up to rounding; the last point must stay below it.
+    offset = jnp.minimum(offset, 1 - 8 * num_kept * jnp.finfo(offset.dtype).eps)
+    return Sweep(threshold, offset, jnp.zeros_like(offset))
 
 
 def sweep_block(
-    sweep: Sweep,
-    threshold: Threshold,
-    scores: Float[Array, "k *batch"],
-    offset: Float[Array, "*batch"],
-    num_kept: int,
-    end: Any = jnp.inf,
-) -> tuple[Sweep, Int[Array, "M *batch"], Float[Array, "k *batch"]]:
-    """Systematic sampling of one block: which of its samples fills which of the M slots.
-
-    The certain samples come first, in order; the others are those at which the running sum of
-    their probabilities passes `offset`, `offset + 1`, ...
+    sweep: Sweep, scores: Float[Array, "k *batch"]
+) -> tuple[Sweep, Bool[Array, "k *batch"], Float[Array, "k *batch"]]:
+    """Systematic sampling of one block.
 
     Args:
         sweep: Where the blocks before this one have left off.
-        threshold: From all scores.
         scores: Those of this block, `[k, *batch]`.
-        offset: Uniform on [0, 1), one for each datapoint.
-        num_kept: M.
-        end: The mass at which another device goes on.
 
     Returns:
-        The sweep after this block; for each slot the position in the block of the sample that
-        fills it, or k where none does; and the block's inclusion probabilities.
+        The sweep after this block; which of its samples are kept; and their inclusion
+        probabilities.
     """
-    size = scores.shape[0]
-    probabilities = block_probabilities(threshold, scores)
-    certain = scores >= threshold.certain[None]
-    ranks = sweep.num_certain[None] + jnp.cumsum(certain.astype(jnp.int32), axis=0)
+    probabilities = block_probabilities(sweep.threshold, scores)
+    certain = scores >= sweep.threshold.certain[None]
     mass = sweep.mass[None] + jnp.cumsum(jnp.where(certain, 0, probabilities), axis=0)
-    slots = jax.lax.broadcasted_iota(jnp.int32, (num_kept, *offset.shape), 0)
-    points = (slots - threshold.num_certain[None]).astype(scores.dtype) + offset[None]
-    # The total mass is M - num_certain up to rounding; the last point must stay below it.
-    total = (num_kept - threshold.num_certain[None]).astype(scores.dtype)
-    points = jnp.minimum(points, total * (1 - 8 * jnp.finfo(scores.dtype).eps))
-
-    def first_above(running, values, side):
-        search = _search_columns(running, values, side)
-        return jnp.minimum(search, size).astype(jnp.int32)
-
-    by_rank = first_above(ranks, slots + 1, "left")
-    by_rank = jnp.where(slots < sweep.num_certain[None], size, by_rank)
-    by_mass = first_above(mass, points, "right")
-    by_mass = jnp.where((points < sweep.mass[None]) | (points >= end), size, by_mass)
-    positions = jnp.where(slots < threshold.num_certain[None], by_rank, by_mass)
-    return Sweep(mass[-1], ranks[-1]), positions, probabilities
+    passed = sweep.num_passed(jnp.concatenate([sweep.mass[None], mass]))
+    return sweep._replace(mass=mass[-1]), certain | (passed[1:] > passed[:-1]), probabilities
 
 
-def _search_columns(sorted_values, values, side):
-    columns = sorted_values.reshape(sorted_values.shape[0], -1)
-    queries = values.reshape(values.shape[0], -1)
-    # Comparing all is one small program where a search is a loop; for many, the loop is faster.
-    method = "compare_all" if len(columns) * len(queries) <= 2**14 else "scan"
-    search = functools.partial(jnp.searchsorted, side=side, method=method)
-    return jax.vmap(search, in_axes=1, out_axes=1)(columns, queries).reshape(values.shape)
+def share_of_slots(
+    sweep: Sweep, own: Largest, devices: Axis
+) -> tuple[Sweep, Int[Array, "*batch"], Int[Array, "*batch"]]:
+    """Where the sweep of a device begins, after those of all before it.
+
+    Args:
+        sweep: The sweep that all devices share, at its start.
+        own: The largest scores of this device.
+        devices: Those that share the scores.
+
+    Returns:
+        The sweep of this device; and the M slots that it has to fill, from the first to before the
+        second number. Both are computed from what all devices have said, in the same order on
+        each: every slot falls to one device.
+    """
+    scores, rest = own
+    _, _, num_drawn, tail = sweep.threshold
+    is_certain = scores >= sweep.threshold.certain[None]
+    uncertain = jnp.sum(jnp.where(is_certain, 0, scores), axis=0) + rest
+    mass = num_drawn * (uncertain / jnp.where(tail > 0, tail, 1))
+    num_certain = jnp.sum(is_certain, axis=0).astype(scores.dtype)
+    ends = jnp.cumsum(devices.stacked(jnp.stack([mass, num_certain])), axis=0)
+    starts = jnp.concatenate([jnp.zeros_like(ends[:1]), ends])
+    slots = (starts[:, 1] + sweep.num_passed(starts[:, 0])).astype(jnp.int32)
+    # The last device goes to the end, whatever its sum of masses has been rounded to.
+    slots = slots.at[-1].set((sweep.threshold.num_certain + num_drawn).astype(jnp.int32))
+
+    def of_device(values, index):
+        return jax.lax.dynamic_index_in_dim(values, index, keepdims=False)
+
+    first, after = of_device(slots, devices.index()), of_device(slots, devices.index() + 1)
+    return sweep._replace(mass=of_device(starts[:, 0], devices.index())), first, after
+
+
+class Slots(NamedTuple):
+    """Up to M samples that are kept, those with the largest scores first.
+
+    Attributes:
+        scores: `[M, *batch]`; 0 where a slot is empty. What else it holds is then that of the
+            first slot, so that nothing that is computed from it is special.
+        contents: What is kept of the samples, a pytree of `[M, *batch, *event]`.
+    """
+
+    scores: Float[Array, "M *batch"]
+    contents: PyTree
+
+
+def fill_slots(
+    slots: Slots | None,
+    kept: Bool[Array, "k *batch"],
+    scores: Float[Array, "k *batch"],
+    contents: PyTree,
+    num_slots: int,
+) -> Slots:
+    """Add the samples of a block that are kept.
+
+    Args:
+        slots: What has been kept of the blocks before; None for the first.
+        kept: Which samples of the block are kept.
+        scores: Their scores.
+        contents: What to keep of them, a pytree of `[k, *batch, *event]`.
+        num_slots: M.
+    """
+    scores = jnp.where(kept, scores, 0)
+    if slots is not None:
+        scores, contents = jax.tree.map(
+            lambda old, new: jnp.concatenate([old, new]), tuple(slots), (scores, contents)
+        )
+    scores, index = _largest_first(scores, num_slots)
+    index = jnp.where(scores > 0, index, index[:1])
+    return Slots(scores, jax.tree.map(lambda values: take_rows(values, index), contents))
+
+
+def put_together(
+    slots: Slots, first: Int[Array, "*batch"], after: Int[Array, "*batch"], devices: Axis
+) -> Slots:
+    """The slots of all devices, each of which fills those from `first` to before `after`."""
+    if devices == ALONE:
+        return slots
+    place = jax.lax.broadcasted_iota(jnp.int32, slots.scores.shape, 0)
+    is_own = (place >= first[None]) & (place < after[None])
+    own = jax.tree.map(lambda values: take_rows(values, (place - first[None]) % len(place)), slots)
+
+    def only_own(values):
+        return jnp.where(
+            is_own.reshape(is_own.shape + (1,) * (values.ndim - place.ndim)), values, 0
+        )
+
+    scores, contents = devices.total(jax.tree.map(only_own, own))
+    heaviest = jnp.argmax(scores, axis=0).astype(jnp.int32)
+    index = jnp.where(scores > 0, place, heaviest[None])
+    return Slots(scores, jax.tree.map(lambda values: take_rows(values, index), contents))
+
+
+def _largest_first(
+    scores: Float[Array, "k *batch"], count: int
+) -> tuple[Float[Array, "M *batch"], Int[Array, "M *batch"]]:
+    """The largest scores in descending order, and their positions; 0 where there are too few."""
+    if len(scores) < count:
+        missing = jnp.zeros((count - len(scores), *scores.shape[1:]), scores.dtype)
+        scores = jnp.concatenate([scores, missing])
+    values, index = jax.lax.top_k(jnp.moveaxis(scores, 0, -1), count)
+    return jnp.moveaxis(values, -1, 0), jnp.moveaxis(index, -1, 0)
+
+
+def take_rows(values: Array, index: Int[Array, "M *batch"]) -> Array:
+    """For each slot the entry of `values` (`[k, *batch, *event]`) at its position."""
+    index = index.reshape(index.shape + (1,) * (values.ndim - index.ndim))
+    return jnp.take_along_axis(values, index, axis=0, mode="promise_in_bounds")
 
 
 class Kept(NamedTuple):
     """M of K samples.
 
     Attributes:
-        index: Which samples, `[M, *batch]`.
-        probabilities: With what probability each of them was kept, `[M, *batch]`.
+        index: Which samples, `[M, *batch]`, those with the largest scores first.
+        probabilities: With what probability each of them was kept, `[M, *batch]`; 0 for a slot
+            that is empty.
     """
 
     index: Int[Array, "M *batch"]
@@ -248,8 +311,9 @@ def resample(key: PRNGKeyArray, scores: Float[Array, "K *batch"], num_kept: int)
         num_kept: M, between 1 and K.
 
     Returns:
-        The positions of M different samples and their inclusion probabilities. (Once in about a
-        million draws, rounding leaves a slot without a sample: its position is then K.)
+        The positions of M different samples and their inclusion probabilities. Where fewer than M
+        scores are positive, a slot is empty for each that is missing. (So is one in about a
+        million draws, by rounding.)
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -257,25 +321,10 @@ def resample(key: PRNGKeyArray, scores: Float[Array, "K *batch"], num_kept: int)
         >>> kept.index.tolist(), kept.probabilities.tolist()
         ([1, 3], [1.0, 1.0])
     """
-    num_samples, *batch = scores.shape
-    empty = no_scores(num_kept, tuple(batch), scores.dtype)
-    threshold = find_threshold(merge_scores(empty, scores), num_samples)
-    offset = jax.random.uniform(key, tuple(batch), scores.dtype)
-    sweep = start_sweep(tuple(batch), scores.dtype)
-    _, index, probabilities = sweep_block(sweep, threshold, scores, offset, num_kept)
-    return Kept(index, take_filled(probabilities, index, empty=1))
-
-
-def take_filled(
-    values: Array, positions: Int[Array, "M *batch"], empty: Array | float | int
-) -> Array:
-    """For each slot the entry of `values` (`[k, *batch, *event]`) at its position.
-
-    A slot whose position lies outside of the block keeps `empty`.
-    """
-    size = values.shape[0]
-    filled = positions < size
-    extra = (1,) * (values.ndim - positions.ndim)
-    index = jnp.minimum(positions, size - 1).reshape(positions.shape + extra)
-    taken = jnp.take_along_axis(values, index, axis=0)
-    return jnp.where(filled.reshape(positions.shape + extra), taken, empty)
+    threshold = find_threshold(largest_scores(scores, num_kept))
+    offset = jax.random.uniform(key, scores.shape[1:], scores.dtype)
+    _, kept, probabilities = sweep_block(start_sweep(threshold, offset, num_kept), scores)
+    positions = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
+    slots = fill_slots(None, kept, scores, (positions, probabilities), num_kept)
+    index, probabilities = slots.contents
+    return Kept(index, jnp.where(slots.scores > 0, probabilities, 0))

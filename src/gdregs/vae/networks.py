@@ -91,7 +91,7 @@ def product(
     if precision == "bfloat16":
         found = _bfloat16_product(rows, matrix)
     else:
-        found = jnp.matmul(rows, matrix, precision=precision)
+        found = jax.lax.dot(rows, matrix, precision=precision)
     return found.reshape(*values.shape[:-1], matrix.shape[-1])
 
 
@@ -130,7 +130,7 @@ def _(primals, tangents):
     (values, bias), (values_dot, bias_dot) = primals, tangents
     missing = values.shape[: values.ndim - bias.ndim]
     ones = jnp.ones((math.prod(missing), 1), bias.dtype)
-    repeated = jnp.matmul(ones, bias_dot.reshape(1, -1), precision="float32")
+    repeated = jax.lax.dot(ones, bias_dot.reshape(1, -1), precision="float32")
     repeated = repeated.reshape(*missing, *bias.shape)
     return add_bias(values, bias), values_dot + repeated
 
@@ -186,5 +186,10 @@ class GaussianConditional(Module):
 
     def __call__(self, *parents: Float[Array, "..."]) -> dist.Distribution:
         """The distribution given the parents, `[K, *batch, latent]` each."""
-        loc, scale = jnp.split(self.network(*self.context, *parents), 2, axis=-1)
-        return dist.Normal(loc, softplus(scale) + 1e-5).to_event(1)
+        return dist.Normal(*_gaussian(self.network, *self.context, *parents)).to_event(1)
+
+
+@jax.jit  # A bound evaluates each conditional several times: this way it is traced once.
+def _gaussian(network: MLP, *inputs: Array) -> tuple[Array, Array]:
+    loc, raw = jnp.split(network(*inputs), 2, axis=-1)
+    return loc, softplus(raw) + 1e-5
