@@ -65,7 +65,7 @@ def test_exactly_m_different_samples_are_kept(scores, num_kept, seed):
 def test_expected_weights_are_the_scores(float64, scores, num_kept):
     """The choice is a step function of one uniform number: sum over its steps, exactly."""
     scores = jnp.array(scores)
-    threshold = resampling.find_threshold(resampling.largest_scores(scores, num_kept))
+    threshold = resampling.find_threshold(resampling.merge_scores(None, scores, num_kept))
     pi = resampling.block_probabilities(threshold, scores)
 
     def weights(offset):
@@ -91,7 +91,7 @@ def test_blocks_choose_what_one_block_chooses(float64):
         largest = resampling.no_scores(num_kept, (50,), scores.dtype)
         blocks = [scores[i : i + size] for i in range(0, 20, size)]
         for block in blocks:
-            largest = resampling.merge_scores(largest, block)
+            largest = resampling.merge_scores(largest, block, num_kept)
         threshold = resampling.find_threshold(largest)
         sweep = resampling.start_sweep(threshold, offset, num_kept)
         slots = None
@@ -125,14 +125,14 @@ def test_devices_keep_together_what_one_keeps(float64, num_positive):
     devices = Axis(("devices",), num_devices)
 
     def on_device(scores, offset):
-        own = resampling.largest_scores(scores, num_kept)
+        own = resampling.merge_scores(None, scores, num_kept)
         threshold = resampling.find_threshold(resampling.largest_of_all(own, devices))
         sweep = resampling.start_sweep(threshold, offset, num_kept)
-        sweep, first, after = resampling.share_of_slots(sweep, own, devices)
+        sweep, share = resampling.share_of_slots(sweep, own, devices)
         _, kept, _ = resampling.sweep_block(sweep, scores)
         place = devices.index() * len(scores) + jnp.arange(len(scores))
         slots = resampling.fill_slots(None, kept, scores, place, num_kept)
-        slots = resampling.put_together(slots, first, after, devices)
+        slots = resampling.put_together(slots, share, devices)
         return slots.contents, slots.scores
 
     def draw(key):

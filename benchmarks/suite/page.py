@@ -61,7 +61,9 @@ def page(content):
     )  # fmt: skip
     targets = [
         (
-            f"{task}, {found['epochs']} epochs" if name == "naive" else "",
+            f"{task}, {found['epochs']} epochs at {found['learning_rate']:g}"
+            if name == "naive"
+            else "",
             name,
             f"{values['seconds_per_epoch']:.2f}",
             str(values["epochs_to_target"] or "not reached"),

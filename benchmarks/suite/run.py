@@ -101,6 +101,7 @@ def measure_steps(workers, num_layers, num_samples, rounds):
     for _ in range(rounds):
         for name, worker in workers.items():
             if "error" not in results[name]:
+                time.sleep(0.05)  # until the threads of the one before have gone to sleep
                 answer = worker.ask(run=1)
                 results[name] |= {k: v for k, v in answer.items() if k != "seconds"}
                 results[name]["seconds"].append(answer.get("seconds"))
@@ -157,7 +158,12 @@ def measure_time_to_target(config, data_dir, epochs):
             train_run(run, settings, task)
             rows[name] = read_metrics(run)
     target = rows["naive"][-1]["test_bound"]
-    found = {"target": target, "epochs": epochs, "estimators": {}}
+    found = {
+        "target": target,
+        "epochs": epochs,
+        "learning_rate": config.learning_rate,
+        "estimators": {},
+    }
     for name, history in rows.items():
         # The first epoch compiles; epochs of one estimator all take as long.
         seconds = statistics.median(row["seconds"] for row in history[1:])
@@ -224,7 +230,7 @@ def main():
     parser.add_argument("--layers", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--samples", type=int, nargs="+", default=[1, 16, 64, 512])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=30, help="for the time to the target")
+    parser.add_argument("--epochs", type=int, help="for the time to the target; 30 and 60")
     parser.add_argument("--draws", type=int, default=50, help="for the variance")
     parser.add_argument("--only", nargs="+", help="implementations; all unless given")
     parser.add_argument("--quick", action="store_true", help="a minute, to see that it runs")
@@ -250,19 +256,19 @@ def main():
         for worker in workers.values():
             worker.close()
 
-    digits = Config(dataset="digits", num_layers=2)
-    tasks = {"digits": digits}
+    config = Config(dataset="digits", num_layers=2)
+    # Until long after the estimators have parted.
+    tasks = {"digits": (config, 30)}
     if options.data_dir:
-        tasks["mnist"] = Config(dataset="mnist", num_layers=2, train_images=2048, test_images=1024)
+        config = Config(dataset="mnist", num_layers=2, train_images=2048, test_images=1024)
+        tasks["mnist"] = dataclasses.replace(config, learning_rate=1e-3), 60
     variance = {
-        str(layers): measure_variance(
-            tasks.get("mnist", digits), options.data_dir, layers, 15, options.draws
-        )
+        str(layers): measure_variance(config, options.data_dir, layers, 15, options.draws)
         for layers in tqdm(options.layers, desc="variances", unit="model")
     }
     targets = {
-        name: measure_time_to_target(config, options.data_dir, options.epochs)
-        for name, config in tqdm(tasks.items(), desc="time to target", unit="task")
+        name: measure_time_to_target(task, options.data_dir, options.epochs or epochs)
+        for name, (task, epochs) in tqdm(tasks.items(), desc="time to target", unit="task")
     }
     images = (np.random.default_rng(0).random((512, 784)) < 0.3).astype(np.float32)
     loops = our_loop(images, 64)

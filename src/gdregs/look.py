@@ -1,6 +1,7 @@
 """Look at all samples without gradient, and choose those that matter."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from jaxtyping import Array, Float, PyTree
 from gdregs import resampling
 from gdregs.objectives import Objective, Shape
 from gdregs.paths import gated
-from gdregs.sharding import ALONE, Axis
+from gdregs.sharding import Axis
 from gdregs.weights import Block, Model
 
 
@@ -54,7 +55,7 @@ class Look:
         z = jax.tree.map(lambda leaf: jnp.zeros((num_slots, *leaf.shape[1:]), leaf.dtype), z)
         return resampling.Slots(zeros, Weighed(z, zeros, zeros))
 
-    def fold(self, update, carry):
+    def fold(self, update: Callable[[Any, Block], Any], carry: Any) -> Any:
         """Pass every block to `update(carry, block)`."""
         return self.model.fold(
             lambda carry, *span: update(carry, self.block(*span)), carry, self.model.look_size
@@ -102,21 +103,17 @@ def choose(look: Look, num_kept: int) -> tuple[Weighed, Float[Array, "*batch"]]:
     def scores(block):
         return jnp.abs(look.coefficients(block)[0])
 
-    def merge(largest, block):
-        if largest is None:
-            return resampling.largest_scores(scores(block), num_kept)
-        return resampling.merge_scores(largest, scores(block))
-
-    own_largest = look.fold(merge, look.no_scores(num_kept))
+    own_largest = look.fold(
+        lambda largest, block: resampling.merge_scores(largest, scores(block), num_kept),
+        look.no_scores(num_kept),
+    )
     largest = resampling.largest_of_all(own_largest, devices)
     key = jax.random.fold_in(model.key, num_samples)
     if batch:
         key = model.data.own_key(key, batch[0])
     offset = jax.random.uniform(key, batch, dtype)
     sweep = resampling.start_sweep(resampling.find_threshold(largest), offset, num_kept)
-    first, after = jnp.zeros(batch, jnp.int32), jnp.full(batch, num_kept)
-    if devices != ALONE:
-        sweep, first, after = resampling.share_of_slots(sweep, own_largest, devices)
+    sweep, share = resampling.share_of_slots(sweep, own_largest, devices)
 
     def fill(carry, block):
         sweep, slots = carry
@@ -126,7 +123,7 @@ def choose(look: Look, num_kept: int) -> tuple[Weighed, Float[Array, "*batch"]]:
         return sweep, resampling.fill_slots(slots, kept, jnp.abs(v), weighed, num_kept)
 
     _, slots = look.fold(fill, (sweep, look.empty_slots(num_kept)))
-    slots = resampling.put_together(slots, first, after, devices)
+    slots = resampling.put_together(slots, share, devices)
     v = jnp.where(slots.scores > 0, slots.contents.v, 0)
     total = jnp.sum(largest.scores, axis=0) + largest.rest
     kept = jnp.sum(slots.scores, axis=0) / jnp.where(total > 0, total, 1)

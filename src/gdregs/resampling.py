@@ -27,24 +27,23 @@ class Largest(NamedTuple):
 
 
 def no_scores(num_kept: int, batch: tuple[int, ...], dtype) -> Largest:
-    """`Largest` before any score has been seen."""
+    """`Largest` before any score has been seen, for a loop over blocks."""
     return Largest(jnp.zeros((num_kept, *batch), dtype), jnp.zeros(batch, dtype))
 
 
-def largest_scores(scores: Float[Array, "k *batch"], num_kept: int) -> Largest:
-    """`Largest` of the scores of one block."""
+def merge_scores(
+    largest: Largest | None, scores: Float[Array, "k *batch"], num_kept: int
+) -> Largest:
+    """`Largest` after one more block of scores; None before the first."""
+    if largest is not None:
+        scores = jnp.concatenate([largest.scores, scores])
     ordered, _ = _largest_first(scores, num_kept)
     last = ordered[-1]
     below = jnp.sum(jnp.where(scores < last[None], scores, 0), axis=0)
-    num_equal_left = jnp.sum((scores >= last[None]).astype(scores.dtype), axis=0) - num_kept
-    return Largest(ordered, below + jnp.where(last > 0, num_equal_left * last, 0))
-
-
-def merge_scores(largest: Largest, scores: Float[Array, "k *batch"]) -> Largest:
-    """`Largest` after one more block of scores."""
-    num_kept = largest.scores.shape[0]
-    merged = largest_scores(jnp.concatenate([largest.scores, scores]), num_kept)
-    return merged._replace(rest=largest.rest + merged.rest)
+    num_equal_left = jnp.sum((scores >= last[None]).astype(jnp.int32), axis=0) - num_kept
+    equal = jnp.where(last > 0, num_equal_left.astype(scores.dtype) * last, 0)
+    rest = below + equal if largest is None else largest.rest + below + equal
+    return Largest(ordered, rest)
 
 
 def largest_of_all(largest: Largest, devices: Axis) -> Largest:
@@ -54,7 +53,7 @@ def largest_of_all(largest: Largest, devices: Axis) -> Largest:
     num_kept = largest.scores.shape[0]
     parts = devices.stacked(jnp.concatenate([largest.scores, largest.rest[None]]))
     scores = parts[:, :-1].reshape(-1, *largest.rest.shape)
-    merged = largest_scores(scores, num_kept)
+    merged = merge_scores(None, scores, num_kept)
     return Largest(merged.scores, merged.rest + jnp.sum(parts[:, -1], axis=0))
 
 
@@ -63,13 +62,11 @@ class Threshold(NamedTuple):
 
     Attributes:
         certain: Scores of at least this much are kept with probability 1.
-        num_certain: How many scores are certain.
         num_drawn: How many of the others are drawn.
         tail: The sum of the others, so that $c$ is `num_drawn / tail`.
     """
 
     certain: Float[Array, "*batch"]
-    num_certain: Int[Array, "*batch"]
     num_drawn: Float[Array, "*batch"]
     tail: Float[Array, "*batch"]
 
@@ -81,17 +78,13 @@ def find_threshold(largest: Largest) -> Threshold:
     tails = jnp.cumsum(jnp.concatenate([rest[None], scores[::-1]]), axis=0)[:0:-1]
     # With the n largest certain, c = (M - n) / tail_n must leave the next score below 1. Once it
     # does, it does so for every larger n.
-    n = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
-    is_certain = (num_kept - n).astype(scores.dtype) * scores >= tails
-    smallest = jnp.min(jnp.where(is_certain & (scores > 0), scores, jnp.inf), axis=0)
-    # Scores that are equal up to rounding are certain together: a stream computes them anew.
-    certain = smallest * (1 - 16 * jnp.finfo(scores.dtype).eps)
-    is_certain = scores >= certain[None]
-    num_certain = jnp.sum(is_certain.astype(jnp.int32), axis=0)
+    places_left = num_kept - jax.lax.broadcasted_iota(scores.dtype, scores.shape, 0)
+    is_certain = places_left * scores >= tails
+    certain = jnp.min(jnp.where(is_certain & (scores > 0), scores, jnp.inf), axis=0)
     return Threshold(
-        certain=certain,
-        num_certain=num_certain,
-        num_drawn=(num_kept - num_certain).astype(scores.dtype),
+        # Scores that are equal up to rounding are certain together: a stream computes them anew.
+        certain=certain * (1 - 16 * jnp.finfo(scores.dtype).eps),
+        num_drawn=num_kept - jnp.sum(is_certain.astype(scores.dtype), axis=0),
         tail=rest + jnp.sum(jnp.where(is_certain, 0, scores), axis=0),
     )
 
@@ -100,7 +93,7 @@ def block_probabilities(
     threshold: Threshold, scores: Float[Array, "k *batch"]
 ) -> Float[Array, "k *batch"]:
     """The inclusion probability of every score in a block."""
-    certain, _, num_drawn, tail = jax.tree.map(lambda values: values[None], threshold)
+    certain, num_drawn, tail = jax.tree.map(lambda values: values[None], threshold)
     share = scores / jnp.where(tail > 0, tail, 1)
     return jnp.where(scores >= certain, 1, jnp.minimum(num_drawn * share, 1))
 
@@ -123,7 +116,7 @@ def inclusion_probabilities(
         >>> inclusion_probabilities(jnp.array([0.7, 0.1, 0.1, 0.1]), 2).tolist()
         [1.0, 0.3333333432674408, 0.3333333432674408, 0.3333333432674408]
     """
-    return block_probabilities(find_threshold(largest_scores(scores, num_kept)), scores)
+    return block_probabilities(find_threshold(merge_scores(None, scores, num_kept)), scores)
 
 
 class Sweep(NamedTuple):
@@ -153,7 +146,7 @@ class Sweep(NamedTuple):
 
 def start_sweep(threshold: Threshold, offset: Float[Array, "*batch"], num_kept: int) -> Sweep:
     """The sweep before the first block."""
-    # The total mass is M - num_certain up to rounding; the last point must stay below it.
+    # The total mass is the number of points up to rounding; the last point must stay below it.
     offset = jnp.minimum(offset, 1 - 8 * num_kept * jnp.finfo(offset.dtype).eps)
     return Sweep(threshold, offset, jnp.zeros_like(offset))
 
@@ -178,9 +171,14 @@ def sweep_block(
     return sweep._replace(mass=mass[-1]), certain | (passed[1:] > passed[:-1]), probabilities
 
 
-def share_of_slots(
-    sweep: Sweep, own: Largest, devices: Axis
-) -> tuple[Sweep, Int[Array, "*batch"], Int[Array, "*batch"]]:
+class Share(NamedTuple):
+    """The slots that one of several devices fills: from `first` to before `after`."""
+
+    first: Int[Array, "*batch"]
+    after: Int[Array, "*batch"]
+
+
+def share_of_slots(sweep: Sweep, own: Largest, devices: Axis) -> tuple[Sweep, Share | None]:
     """Where the sweep of a device begins, after those of all before it.
 
     Args:
@@ -189,12 +187,14 @@ def share_of_slots(
         devices: Those that share the scores.
 
     Returns:
-        The sweep of this device; and the M slots that it has to fill, from the first to before the
-        second number. Both are computed from what all devices have said, in the same order on
-        each: every slot falls to one device.
+        The sweep of this device; and which of the M slots it has to fill, None for all. Both are
+        computed from what all devices have said, in the same order on each: every slot falls to
+        one device.
     """
+    if devices == ALONE:
+        return sweep, None
     scores, rest = own
-    _, _, num_drawn, tail = sweep.threshold
+    _, num_drawn, tail = sweep.threshold
     is_certain = scores >= sweep.threshold.certain[None]
     uncertain = jnp.sum(jnp.where(is_certain, 0, scores), axis=0) + rest
     mass = num_drawn * (uncertain / jnp.where(tail > 0, tail, 1))
@@ -203,13 +203,14 @@ def share_of_slots(
     starts = jnp.concatenate([jnp.zeros_like(ends[:1]), ends])
     slots = (starts[:, 1] + sweep.num_passed(starts[:, 0])).astype(jnp.int32)
     # The last device goes to the end, whatever its sum of masses has been rounded to.
-    slots = slots.at[-1].set((sweep.threshold.num_certain + num_drawn).astype(jnp.int32))
+    slots = slots.at[-1].set(len(scores))
 
     def of_device(values, index):
         return jax.lax.dynamic_index_in_dim(values, index, keepdims=False)
 
-    first, after = of_device(slots, devices.index()), of_device(slots, devices.index() + 1)
-    return sweep._replace(mass=of_device(starts[:, 0], devices.index())), first, after
+    index = devices.index()
+    share = Share(of_device(slots, index), of_device(slots, index + 1))
+    return sweep._replace(mass=of_device(starts[:, 0], index)), share
 
 
 class Slots(NamedTuple):
@@ -251,15 +252,14 @@ def fill_slots(
     return Slots(scores, jax.tree.map(lambda values: take_rows(values, index), contents))
 
 
-def put_together(
-    slots: Slots, first: Int[Array, "*batch"], after: Int[Array, "*batch"], devices: Axis
-) -> Slots:
-    """The slots of all devices, each of which fills those from `first` to before `after`."""
-    if devices == ALONE:
+def put_together(slots: Slots, share: Share | None, devices: Axis) -> Slots:
+    """The slots of all devices, from those that each has found for its share of them."""
+    if share is None:
         return slots
     place = jax.lax.broadcasted_iota(jnp.int32, slots.scores.shape, 0)
-    is_own = (place >= first[None]) & (place < after[None])
-    own = jax.tree.map(lambda values: take_rows(values, (place - first[None]) % len(place)), slots)
+    is_own = (place >= share.first[None]) & (place < share.after[None])
+    source = (place - share.first[None]) % len(place)
+    own = jax.tree.map(lambda values: take_rows(values, source), slots)
 
     def only_own(values):
         return jnp.where(
@@ -321,7 +321,7 @@ def resample(key: PRNGKeyArray, scores: Float[Array, "K *batch"], num_kept: int)
         >>> kept.index.tolist(), kept.probabilities.tolist()
         ([1, 3], [1.0, 1.0])
     """
-    threshold = find_threshold(largest_scores(scores, num_kept))
+    threshold = find_threshold(merge_scores(None, scores, num_kept))
     offset = jax.random.uniform(key, scores.shape[1:], scores.dtype)
     _, kept, probabilities = sweep_block(start_sweep(threshold, offset, num_kept), scores)
     positions = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)

@@ -137,7 +137,7 @@ def _(primals, tangents):
 
 def softplus(values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """log(1 + exp(x)), in a form that the compiler fuses into the matrix product before it."""
-    return jnp.maximum(values, 0) + jnp.log1p(jnp.exp(-jnp.abs(values)))
+    return jnp.maximum(values, 0) + jax.lax.log1p(jax.lax.exp(-jax.lax.abs(values)))
 
 
 @jax.custom_jvp
@@ -186,7 +186,10 @@ class GaussianConditional(Module):
 
     def __call__(self, *parents: Float[Array, "..."]) -> dist.Distribution:
         """The distribution given the parents, `[K, *batch, latent]` each."""
-        return dist.Normal(*_gaussian(self.network, *self.context, *parents)).to_event(1)
+        loc, scale = _gaussian(self.network, *self.context, *parents)
+        # No training step could read the answer of a check of its arguments: it would only be
+        # traced and compiled.
+        return dist.Normal(loc, scale, validate_args=False).to_event(1)
 
 
 @jax.jit  # A bound evaluates each conditional several times: this way it is traced once.
