@@ -1,6 +1,8 @@
 """Settings for all tests: numpyro broadcasts ranks implicitly, gdregs and its tests do not."""
 
 import inspect
+import os
+import tempfile
 
 import jax
 import numpyro.distributions as dist
@@ -33,6 +35,18 @@ for _module, _names in (
     for _cls in vars(_module).values():
         if inspect.isclass(_cls):
             _allow_rank_promotion(_cls, _names)
+
+
+def pytest_configure(config):
+    """Compile each program once in a run: all workers, and what they start, share a cache."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    folder = tempfile.TemporaryDirectory(prefix="gdregs-compiled-")
+    config.add_cleanup(folder.cleanup)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+    jax.config.update("jax_compilation_cache_dir", folder.name)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 @pytest.fixture
