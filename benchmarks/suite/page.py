@@ -23,7 +23,8 @@ def step_rows(cells, variances, rate):
         variance = variances.get(str(cell["num_layers"]), {})
         for name, result in results.items():
             first = name == next(iter(results))
-            label = f"L = {cell['num_layers']}, K = {cell['num_samples']}" if first else ""
+            label = "L = {num_layers}, K = {num_samples}, {rounds} rounds".format(**cell)
+            label = label if first else ""
             if "median" not in result:
                 rows.append((label, name, result["error"], *[""] * 6))
                 continue

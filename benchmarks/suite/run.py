@@ -2,6 +2,7 @@
 
     pip install '.[bench]' && pip install -r benchmarks/peers/requirements.txt
     python benchmarks/suite/run.py [--data-dir FOLDER] [--quick]
+    python benchmarks/suite/run.py --update --samples 64 --rounds 15  # these cells once more
 
 Every implementation lives in a process of its own and takes its steps in turn with all others, so
 that what else the machine does falls on all alike. A step is the bound, its gradients and a plain
@@ -224,38 +225,14 @@ def versions(*libraries):
     return found
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-dir", type=Path, help="MNIST's files; without it, digits alone")
-    parser.add_argument("--layers", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--samples", type=int, nargs="+", default=[1, 16, 64, 512])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, help="for the time to the target; 30 and 60")
-    parser.add_argument("--draws", type=int, default=50, help="for the variance")
-    parser.add_argument("--only", nargs="+", help="implementations; all unless given")
-    parser.add_argument("--quick", action="store_true", help="a minute, to see that it runs")
-    parser.add_argument("--out", type=Path, default=Path("results/suite.json"))
-    options = parser.parse_args()
-    if options.quick:
-        options.layers, options.samples, options.rounds = [1], [16], 3
-        options.epochs, options.draws = 3, 3
-        options.only = options.only or ["gdregs, M = 8", "gdregs, M = K", "JAX by hand"]
-    chosen = options.only or list(IMPLEMENTATIONS)
-    unknown = sorted(set(chosen) - set(IMPLEMENTATIONS))
-    if unknown:
-        parser.error(f"unknown {', '.join(unknown)}; choose of {', '.join(IMPLEMENTATIONS)}.")
+def merge_cells(old, new):
+    """Cells measured before, with those in their place that have been measured again."""
+    merged = {(cell["num_layers"], cell["num_samples"]): cell for cell in [*old, *new]}
+    return [merged[place] for place in sorted(merged)]
 
-    workers = {name: Worker(IMPLEMENTATIONS[name][0]) for name in chosen}
-    cells = []
-    try:
-        grid = [(layers, k) for layers in options.layers for k in options.samples]
-        for num_layers, num_samples in tqdm(grid, desc="steps", unit="cell"):
-            results = measure_steps(workers, num_layers, num_samples, options.rounds)
-            cells.append({"num_layers": num_layers, "num_samples": num_samples, "steps": results})
-    finally:
-        for worker in workers.values():
-            worker.close()
 
+def measure_training(options):
+    """Variances, times to a target and whole loops."""
     config = Config(dataset="digits", num_layers=2)
     # Until long after the estimators have parted.
     tasks = {"digits": (config, 30)}
@@ -274,16 +251,66 @@ def main():
     loops = our_loop(images, 64)
     if not options.quick:
         loops |= measure_loops(images, 64)
-    content = {
-        "batch": BATCH,
-        "matrix_flops_per_second": matrix_rate(),
-        "cells": cells,
+    return {
         "variance": variance,
         "time_to_target": targets,
         "loops": loops,
         "loop_images": len(images),
         "loop_samples": 64,
     }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-dir", type=Path, help="MNIST's files; without it, digits alone")
+    parser.add_argument("--layers", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--samples", type=int, nargs="+", default=[1, 16, 64, 512])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, help="for the time to the target; 30 and 60")
+    parser.add_argument("--draws", type=int, default=50, help="for the variance")
+    parser.add_argument("--only", nargs="+", help="implementations; all unless given")
+    parser.add_argument("--quick", action="store_true", help="a minute, to see that it runs")
+    parser.add_argument(
+        "--update", action="store_true", help="measure these cells again, in the file that is there"
+    )
+    parser.add_argument("--out", type=Path, default=Path("results/suite.json"))
+    options = parser.parse_args()
+    if options.quick:
+        options.layers, options.samples, options.rounds = [1], [16], 3
+        options.epochs, options.draws = 3, 3
+        options.only = options.only or ["gdregs, M = 8", "gdregs, M = K", "JAX by hand"]
+    chosen = options.only or list(IMPLEMENTATIONS)
+    unknown = sorted(set(chosen) - set(IMPLEMENTATIONS))
+    if unknown:
+        parser.error(f"unknown {', '.join(unknown)}; choose of {', '.join(IMPLEMENTATIONS)}.")
+
+    if options.update and not options.out.exists():
+        parser.error(f"--update: there is no {options.out}.")
+
+    workers = {name: Worker(IMPLEMENTATIONS[name][0]) for name in chosen}
+    cells = []
+    try:
+        grid = [(layers, k) for layers in options.layers for k in options.samples]
+        for num_layers, num_samples in tqdm(grid, desc="steps", unit="cell"):
+            results = measure_steps(workers, num_layers, num_samples, options.rounds)
+            cells.append(
+                {
+                    "num_layers": num_layers,
+                    "num_samples": num_samples,
+                    "rounds": options.rounds,
+                    "steps": results,
+                }
+            )
+    finally:
+        for worker in workers.values():
+            worker.close()
+
+    if options.update:
+        content = json.loads(options.out.read_text())
+        content["cells"] = merge_cells(content["cells"], cells)
+    else:
+        content = {"batch": BATCH, "matrix_flops_per_second": matrix_rate(), "cells": cells}
+        content |= measure_training(options)
     content["peers"] = versions("torch", "pyro-ppl", "tfp-nightly", "pythae", "multivae")
     save(options.out, content)
     text = page(json.loads(options.out.read_text()))
