@@ -69,7 +69,7 @@ def test_expected_weights_are_the_scores(float64, scores, num_kept):
     pi = resampling.block_probabilities(threshold, scores)
 
     def weights(offset):
-        sweep = resampling.start_sweep(threshold, offset, num_kept)
+        sweep = resampling.start_sweep(threshold, offset)
         _, kept, pi = resampling.sweep_block(sweep, scores)
         slots = resampling.fill_slots(None, kept, scores, (jnp.arange(5), pi), num_kept)
         index, pi = slots.contents
@@ -93,7 +93,7 @@ def test_blocks_choose_what_one_block_chooses(float64):
         for block in blocks:
             largest = resampling.merge_scores(largest, block, num_kept)
         threshold = resampling.find_threshold(largest)
-        sweep = resampling.start_sweep(threshold, offset, num_kept)
+        sweep = resampling.start_sweep(threshold, offset)
         slots = None
         for number, block in enumerate(blocks):
             sweep, kept, _ = resampling.sweep_block(sweep, block)
@@ -104,6 +104,17 @@ def test_blocks_choose_what_one_block_chooses(float64):
 
     np.testing.assert_array_equal(choose(20), choose(7))
     np.testing.assert_array_equal(choose(20), choose(1))
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e-7, 0.5, 1 - 2**-24])
+def test_every_offset_keeps_m(offset):
+    """In float32, where the last point falls on the end of the mass up to rounding."""
+    num_kept, num_samples = 16, 512
+    scores = jax.random.dirichlet(jax.random.key(0), jnp.full(num_samples, 0.2), (400,)).T
+    threshold = resampling.find_threshold(resampling.merge_scores(None, scores, num_kept))
+    sweep = resampling.start_sweep(threshold, jnp.full(400, offset, scores.dtype))
+    _, kept, _ = resampling.sweep_block(sweep, scores)
+    np.testing.assert_array_equal(jnp.sum(kept, axis=0), num_kept)
 
 
 def test_resampling_frequencies_match_the_probabilities():
@@ -127,7 +138,7 @@ def test_devices_keep_together_what_one_keeps(float64, num_positive):
     def on_device(scores, offset):
         own = resampling.merge_scores(None, scores, num_kept)
         threshold = resampling.find_threshold(resampling.largest_of_all(own, devices))
-        sweep = resampling.start_sweep(threshold, offset, num_kept)
+        sweep = resampling.start_sweep(threshold, offset)
         sweep, share = resampling.share_of_slots(sweep, own, devices)
         _, kept, _ = resampling.sweep_block(sweep, scores)
         place = devices.index() * len(scores) + jnp.arange(len(scores))

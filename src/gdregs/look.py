@@ -112,7 +112,7 @@ def choose(look: Look, num_kept: int) -> tuple[Weighed, Float[Array, "*batch"]]:
     if batch:
         key = model.data.own_key(key, batch[0])
     offset = jax.random.uniform(key, batch, dtype)
-    sweep = resampling.start_sweep(resampling.find_threshold(largest), offset, num_kept)
+    sweep = resampling.start_sweep(resampling.find_threshold(largest), offset)
     sweep, share = resampling.share_of_slots(sweep, own_largest, devices)
 
     def fill(carry, block):

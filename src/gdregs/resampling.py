@@ -135,19 +135,18 @@ class Sweep(NamedTuple):
     mass: Float[Array, "*batch"]
 
     def num_passed(self, mass: Float[Array, "*lead_and_batch"]) -> Float[Array, "*lead_and_batch"]:
-        """How many of the points lie before this mass."""
+        """How many of the points lie before this mass; all, at its end up to rounding."""
         lead = (1,) * (mass.ndim - self.offset.ndim)
         offset, num_drawn = (
             jnp.reshape(values, (*lead, *values.shape))
             for values in (self.offset, self.threshold.num_drawn)
         )
-        return jnp.clip(jnp.ceil(mass - offset), 0, num_drawn)
+        passed = jnp.clip(jnp.ceil(mass - offset), 0, num_drawn)
+        return jnp.where(mass < num_drawn * (1 - 8 * jnp.finfo(mass.dtype).eps), passed, num_drawn)
 
 
-def start_sweep(threshold: Threshold, offset: Float[Array, "*batch"], num_kept: int) -> Sweep:
+def start_sweep(threshold: Threshold, offset: Float[Array, "*batch"]) -> Sweep:
     """The sweep before the first block."""
-    # The total mass is the number of points up to rounding; the last point must stay below it.
-    offset = jnp.minimum(offset, 1 - 8 * num_kept * jnp.finfo(offset.dtype).eps)
     return Sweep(threshold, offset, jnp.zeros_like(offset))
 
 
@@ -323,7 +322,7 @@ def resample(key: PRNGKeyArray, scores: Float[Array, "K *batch"], num_kept: int)
     """
     threshold = find_threshold(merge_scores(None, scores, num_kept))
     offset = jax.random.uniform(key, scores.shape[1:], scores.dtype)
-    _, kept, probabilities = sweep_block(start_sweep(threshold, offset, num_kept), scores)
+    _, kept, probabilities = sweep_block(start_sweep(threshold, offset), scores)
     positions = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
     slots = fill_slots(None, kept, scores, (positions, probabilities), num_kept)
     index, probabilities = slots.contents
