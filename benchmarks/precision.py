@@ -170,6 +170,7 @@ def main():
         state, _ = epoch(state)
     images = (task.train[:8] > task.levels / 2).astype(jnp.float32)
     networks.product = emulated
+    jax.clear_caches()  # of networks that have been traced with the other product
     dist.Normal, normal = SameNoise, dist.Normal
     with jax.enable_x64(True):
         bias = measure_bias(state.model, images, options.draws)

@@ -5,11 +5,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, PyTree
 
 from gdregs import resampling
-from gdregs.objectives import Objective, Shape
+from gdregs.objectives import Objective, Shape, extend_logsumexp
 from gdregs.paths import gated
 from gdregs.sharding import Axis
 from gdregs.weights import Block, Model
@@ -80,7 +79,7 @@ class Look:
 
         def add(carry, log_weights, start):
             return tuple(
-                jnp.logaddexp(total, logsumexp(power * log_weights, axis=0))
+                extend_logsumexp(total, power * log_weights)
                 for power, total in zip((1, 2), carry, strict=True)
             )
 

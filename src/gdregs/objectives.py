@@ -154,9 +154,16 @@ class ELBO(_Summarized):
         return v, v
 
 
+def extend_logsumexp(
+    total: Float[Array, "*batch"], values: Float[Array, "k *batch"]
+) -> Float[Array, "*batch"]:
+    r"""$\log(e^{\mathrm{total}} + \sum_k e^{\mathrm{values}_k})$: a logsumexp, block by block."""
+    return logsumexp(jnp.concatenate([total[None], values]), axis=0)
+
+
 def _running_logsumexp(scale):
     def add(total, log_weights, start):
-        return logsumexp(jnp.concatenate([total[None], scale * log_weights]), axis=0)
+        return extend_logsumexp(total, scale * log_weights)
 
     return add
 
@@ -309,7 +316,7 @@ class JVI(_Summarized):
             return _Leading(
                 jnp.max(entries, axis=0),
                 jnp.where(first == 0, leading.position, start + first - 1),
-                jnp.logaddexp(leading.log_others, logsumexp(others, axis=0)),
+                extend_logsumexp(leading.log_others, others),
             )
 
         nowhere = jnp.full(shape.batch, -1, jnp.int32)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
+from gdregs.paths import align
 from gdregs.sharding import ALONE, Axis
 
 
@@ -261,9 +262,7 @@ def put_together(slots: Slots, share: Share | None, devices: Axis) -> Slots:
     own = jax.tree.map(lambda values: take_rows(values, source), slots)
 
     def only_own(values):
-        return jnp.where(
-            is_own.reshape(is_own.shape + (1,) * (values.ndim - place.ndim)), values, 0
-        )
+        return jnp.where(align(is_own, values), values, 0)
 
     scores, contents = devices.total(jax.tree.map(only_own, own))
     heaviest = jnp.argmax(scores, axis=0).astype(jnp.int32)
@@ -284,8 +283,7 @@ def _largest_first(
 
 def take_rows(values: Array, index: Int[Array, "M *batch"]) -> Array:
     """For each slot the entry of `values` (`[k, *batch, *event]`) at its position."""
-    index = index.reshape(index.shape + (1,) * (values.ndim - index.ndim))
-    return jnp.take_along_axis(values, index, axis=0, mode="promise_in_bounds")
+    return jnp.take_along_axis(values, align(index, values), axis=0, mode="promise_in_bounds")
 
 
 class Kept(NamedTuple):

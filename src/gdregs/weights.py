@@ -5,11 +5,10 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from gdregs.checks import positive_integer
-from gdregs.objectives import IWAE, Shape
+from gdregs.objectives import IWAE, Shape, extend_logsumexp
 from gdregs.sharding import ALONE, DATA, SAMPLES, Axis, axis
 from gdregs.support import move_into_support
 from gdregs.windows import window
@@ -268,7 +267,7 @@ def log_marginal(
     model, shape = read_model(posterior, prior, likelihood, key, num_samples, chunk_size)
 
     def add(total, start, size):
-        return jnp.logaddexp(total, logsumexp(model.look(start, size).log_weights, axis=0))
+        return extend_logsumexp(total, model.look(start, size).log_weights)
 
     nothing = jnp.full(shape.batch, -jnp.inf, shape.dtype)
     total = model.samples.log_total(model.fold(add, nothing, model.look_size))
