@@ -122,7 +122,7 @@ class Watch:
         """Name the dead processes, in one line, and end this one."""
         names = ", ".join(f"process {rank} ({self.names[rank]})" for rank in ranks)
         print(
-            f"gdregs: {names} has died; this job stops. What was saved is whole: the same command"
+            f"\ngdregs: {names} has died; this job stops. What was saved is whole: the same command"
             f" continues from the last checkpoint.",
             file=sys.stderr,
             flush=True,
