@@ -93,8 +93,11 @@ def test_what_the_datapoint_contributes_is_multiplied_once_per_datapoint():
 
 
 def test_softplus():
-    values = jnp.array([-100.0, -1.0, 0.0, 1.0, 100.0])
-    np.testing.assert_allclose(softplus(values), jax.nn.softplus(values), rtol=1e-6)
+    """Value and derivative, far out and at 0, where its own formula has a kink."""
+    inputs = np.array([-100.0, -20.0, -5.0, -0.1, 0.0, 3.0, 20.0, 100.0, 1000.0])
+    values, slopes = jax.vmap(jax.value_and_grad(softplus))(jnp.asarray(inputs, jnp.float32))
+    np.testing.assert_allclose(values, np.logaddexp(0, inputs), rtol=1e-6, atol=1e-37)
+    np.testing.assert_allclose(slopes, 1 / (1 + np.exp(-inputs)), rtol=2e-5, atol=1e-37)
 
 
 @pytest.mark.parametrize("shapes", [((4,), (5, 4)), ((3, 4), (5, 3, 4)), ((4,), (5, 3, 4))])

@@ -8,7 +8,8 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from gdregs.hierarchy import Hierarchy
-from gdregs.vae.networks import MLP, GaussianConditional, Precision, bernoulli_log_prob
+from gdregs.vae.gaussians import GaussianConditional, GaussianHierarchy
+from gdregs.vae.networks import MLP, Precision, bernoulli_log_prob
 
 Image = Float[Array, "batch pixels"]
 Context = Float[Array, "batch given"]
@@ -81,7 +82,7 @@ class VAE(eqx.Module):
         r"""$q(z|x,c)$, bottom-up."""
         known = (x,) if context is None else (x, context)
         names = self.latents
-        return Hierarchy(
+        return GaussianHierarchy(
             {
                 name: (GaussianConditional(network, known), names[layer - 1 : layer])
                 for layer, (name, network) in enumerate(

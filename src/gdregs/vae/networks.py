@@ -1,4 +1,4 @@
-"""Multilayer perceptrons with two tanh layers, and the Gaussian conditionals made of them."""
+"""Multilayer perceptrons with two tanh layers, and the Bernoulli likelihood of their logits."""
 
 import functools
 import math
@@ -7,7 +7,6 @@ from typing import Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpyro.distributions as dist
 from equinox import Module
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -137,9 +136,20 @@ def _(primals, tangents):
     return add_bias(values, bias), values_dot + repeated
 
 
+@jax.custom_jvp
 def softplus(values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """log(1 + exp(x)), in a form that the compiler fuses into the matrix product before it."""
+    r"""$s(x) = \log(1 + e^x)$, in a form that the compiler fuses into the matrix product before it.
+
+    Its derivative is $e^{x - s(x)}$, at 0 too, where that of the form itself would be 0.
+    """
     return jnp.maximum(values, 0) + jax.lax.log1p(jax.lax.exp(-jax.lax.abs(values)))
+
+
+@softplus.defjvp
+def _(primals, tangents):
+    (values,), (tangent,) = primals, tangents
+    result = softplus(values)
+    return result, jnp.exp(values - result) * tangent
 
 
 @jax.custom_jvp
@@ -173,28 +183,3 @@ def _(primals, tangents):
     if not isinstance(by_pixels, SymbolicZero):
         slope = slope + logits * by_pixels
     return bernoulli_log_prob(logits, pixels), jnp.sum(slope, axis=-1)
-
-
-class GaussianConditional(Module):
-    r"""$\mathcal N(z; \mu(c, \mathrm{pa}), \sigma^2(c, \mathrm{pa}))$, factorised, from an MLP.
-
-    Attributes:
-        network: Maps the context and the parents to $(\mu, \mathrm{softplus}^{-1} \sigma)$.
-        context: What is known of the datapoint, `[*batch, in]` each.
-    """
-
-    network: MLP
-    context: tuple[Float[Array, "..."], ...]
-
-    def __call__(self, *parents: Float[Array, "..."]) -> dist.Distribution:
-        """The distribution given the parents, `[K, *batch, latent]` each."""
-        loc, scale = _gaussian(self.network, *self.context, *parents)
-        # No training step could read the answer of a check of its arguments: it would only be
-        # traced and compiled.
-        return dist.Normal(loc, scale, validate_args=False).to_event(1)
-
-
-@jax.jit  # A bound evaluates each conditional several times: this way it is traced once.
-def _gaussian(network: MLP, *inputs: Array) -> tuple[Array, Array]:
-    loc, raw = jnp.split(network(*inputs), 2, axis=-1)
-    return loc, softplus(raw) + 1e-5
