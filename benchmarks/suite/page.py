@@ -6,7 +6,7 @@ from gdregs.vae.markdown import markdown_table
 
 
 def fastest_peer(results):
-    """The quickest implementation that owes nothing to this library."""
+    """The quickest estimator of others (TFP's and NumPyro's run on this library's networks)."""
     peers = {
         name: result["median"]
         for name, result in results.items()
