@@ -269,9 +269,9 @@ def main():
     parser.add_argument("--data-dir", type=Path, help="MNIST's files; without it, digits alone")
     parser.add_argument("--layers", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--samples", type=int, nargs="+", default=[1, 16, 64, 512])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--epochs", type=int, help="for the time to the target; 30 and 60")
-    parser.add_argument("--draws", type=int, default=50, help="for the variance")
+    parser.add_argument("--draws", type=int, default=30, help="for the variance")
     parser.add_argument("--only", nargs="+", help="implementations; all unless given")
     parser.add_argument("--quick", action="store_true", help="a minute, to see that it runs")
     parser.add_argument(
