@@ -122,3 +122,12 @@ def test_flags_of_processes_go_together():
         start_processes("127.0.0.1:1", 2)
     with pytest.raises(UserError, match="--process-id must be between 0 and 1; got 2"):
         start_processes("127.0.0.1:1", 2, 2)
+
+
+def test_tasks_that_do_not_find_each_other(monkeypatch):
+    """A step of two tasks without what Slurm says of them: one line."""
+    for name in [name for name in os.environ if name.startswith("SLURM")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    with pytest.raises(UserError, match="the processes did not find each other"):
+        start_processes()

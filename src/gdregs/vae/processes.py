@@ -34,27 +34,24 @@ def start_processes(
         patience: Seconds of silence after which a process counts as dead.
 
     Raises:
-        UserError: If only some of the three are given, or they do not make sense.
+        UserError: If only some of the three are given, they do not make sense, or the processes do
+            not find each other.
     """
     given = (coordinator, num_processes, process_id)
     if all(value is None for value in given):
         if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) == 1:
             return
-        jax.distributed.initialize()
-    elif any(value is None for value in given):
+    elif coordinator is None or num_processes is None or process_id is None:
         raise UserError("--coordinator, --num-processes and --process-id go together.")
-    else:
-        assert num_processes is not None
-        assert process_id is not None
-        if not 0 <= process_id < num_processes:
-            raise UserError(
-                f"--process-id must be between 0 and {num_processes - 1}; got {process_id}."
-            )
-        try:
-            jax.distributed.initialize(coordinator, num_processes, process_id)
-        except (ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"the processes did not find each other ({reason}).") from None
+    elif not 0 <= process_id < num_processes:
+        raise UserError(
+            f"--process-id must be between 0 and {num_processes - 1}; got {process_id}."
+        )
+    try:
+        jax.distributed.initialize(*given)
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"the processes did not find each other ({reason}).") from None
     Watch.current = Watch(patience)
 
 
