@@ -95,10 +95,10 @@ def matrix_rate(rounds=30):
 def measure_steps(workers, num_layers, num_samples, rounds):
     """Interleaved times of all implementations at one number of layers and samples.
 
-    Each takes several steps in a turn: the first one also pays for fresh memory, which in training
-    only the first step of an epoch does.
+    Each takes several steps in a turn, where they are short: the first one also pays for fresh
+    memory, which in training only the first step of an epoch does.
     """
-    count = max(2, min(16, 256 // num_samples))
+    count = max(1, min(8, 256 // num_samples))
     results = {}
     for name, worker in workers.items():
         results[name] = worker.ask(make=[num_layers, BATCH, num_samples, count])
@@ -296,14 +296,12 @@ def main():
     try:
         grid = [(layers, k) for layers in options.layers for k in options.samples]
         for num_layers, num_samples in tqdm(grid, desc="steps", unit="cell"):
-            # The largest steps spread least, and take most of the time.
-            rounds = options.rounds if num_samples < 512 else min(options.rounds, 3)
-            results = measure_steps(workers, num_layers, num_samples, rounds)
+            results = measure_steps(workers, num_layers, num_samples, options.rounds)
             cells.append(
                 {
                     "num_layers": num_layers,
                     "num_samples": num_samples,
-                    "rounds": rounds,
+                    "rounds": options.rounds,
                     "steps": results,
                 }
             )
