@@ -9,7 +9,7 @@ import pytest
 
 from gdregs import Hierarchy
 from gdregs.vae import VAE
-from gdregs.vae.gaussians import Gaussian
+from gdregs.vae.gaussians import Gaussian, GaussianHierarchy
 from gdregs.windows import window
 
 
@@ -42,18 +42,16 @@ def test_samples_are_those_of_any_hierarchy(num_layers):
     """Bit for bit, with their derivatives, and through a window on the stream of numbers."""
     model = VAE(6, num_layers=num_layers, latent_size=2, hidden_size=5, key=jax.random.key(0))
     x = (jax.random.uniform(jax.random.key(1), (3, 6)) < 0.5).astype(jnp.float32)
+    assert isinstance(model.posterior(x), GaussianHierarchy)
     for key in (jax.random.key(2), window(jax.random.key(2), 5, 1, 2)):
 
         def draw(model, cls, key=key):
             return cls.sample(model.posterior(x), key, (4,))
 
-        ours, theirs = (draw(model, cls) for cls in (type(model.posterior(x)), Hierarchy))
-        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
-        gradients = [
-            eqx.filter_grad(lambda m, c=cls: sum(jnp.sum(jnp.sin(v)) for v in draw(m, c).values()))(
-                model
-            )
-            for cls in (type(model.posterior(x)), Hierarchy)
-        ]
-        assert type(model.posterior(x)) is not Hierarchy
+        def total(model, cls, draw=draw):
+            return sum(jnp.sum(jnp.sin(values)) for values in draw(model, cls).values())
+
+        both = GaussianHierarchy, Hierarchy
+        jax.tree.map(np.testing.assert_array_equal, *(draw(model, cls) for cls in both))
+        gradients = [eqx.filter_grad(total)(model, cls) for cls in both]
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-6), *gradients)

@@ -94,6 +94,8 @@ def test_what_the_datapoint_contributes_is_multiplied_once_per_datapoint():
 
 def test_softplus():
     """Value and derivative, far out and at 0, where its own formula has a kink."""
+    values = jnp.array([-100.0, -1.0, 0.0, 1.0, 100.0])
+    np.testing.assert_allclose(softplus(values), jax.nn.softplus(values), rtol=1e-6)
     inputs = np.array([-100.0, -20.0, -5.0, -0.1, 0.0, 3.0, 20.0, 100.0, 1000.0])
     values, slopes = jax.vmap(jax.value_and_grad(softplus))(jnp.asarray(inputs, jnp.float32))
     np.testing.assert_allclose(values, np.logaddexp(0, inputs), rtol=1e-6, atol=1e-37)

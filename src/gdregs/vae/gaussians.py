@@ -43,6 +43,7 @@ class GaussianConditional(Module):
 class GaussianHierarchy(Hierarchy):
     """A `gdregs.Hierarchy` of `GaussianConditional`s with latents of one size, below one root."""
 
+    # As it is inherited; type checkers would take the fields for the arguments.
     def __init__(self, nodes: Mapping[str, Any]):
         super().__init__(nodes)
 
