@@ -61,8 +61,9 @@ def gdregs_step(model, images, key, num_samples, num_gradient_samples=None, **op
     return eqx.filter_value_and_grad(loss)(model)
 
 
-def _gaussian(network, *inputs):
-    loc, raw = jnp.split(network(*inputs), 2, axis=-1)
+def _gaussian(network, known, parents):
+    outputs = network.given(*known)(*parents) if parents else network(*known)
+    loc, raw = jnp.split(outputs, 2, axis=-1)
     return loc, softplus(raw) + 1e-5
 
 
@@ -88,7 +89,7 @@ def _on_samples(values):
 
 def _prior_parameters(network, layer, z, context):
     """Location and scale of a layer's prior, given the layer above."""
-    return map(_on_samples, _gaussian(network, *context, *z[layer + 1 : layer + 2]))
+    return map(_on_samples, _gaussian(network, context, z[layer + 1 : layer + 2]))
 
 
 def _log_prior(networks, z, context):
@@ -105,7 +106,7 @@ def _noise(model, key, num_samples, batch_size):
 
 
 def _posterior_parameters(network, layer, z, known):
-    return map(_on_samples, _gaussian(network, *known, *z[max(layer - 1, 0) : layer]))
+    return map(_on_samples, _gaussian(network, known, z[max(layer - 1, 0) : layer]))
 
 
 def _sample_and_density(networks, noise, known):

@@ -1,5 +1,7 @@
 """What a training step costs, as the compiler counts it: no clock is involved."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -30,6 +32,26 @@ def test_flops_of_a_step(optimised, num_layers, limit):
     naive = flops(steps.naive_step, model, x, SAMPLES)
     assert flops(steps.gdregs_step, model, x, SAMPLES) <= limit * naive
     assert flops(steps.gdregs_step, model, x, SAMPLES, 8) <= 0.50 * naive
+
+
+@pytest.mark.parametrize("num_gradient_samples", [None, 8])
+def test_flops_of_a_draw_in_a_loop(optimised, num_gradient_samples):
+    """Those of a step, although the compiler hoists what depends on weights and images alone.
+
+    If it hoisted that once for the look and once for the pull, it would not see that the rest of
+    the two is one, and the networks would run forward twice on all samples.
+    """
+    model, x = steps.make_model(3), steps.binary_images(BATCH)
+
+    def step(model, x, key):
+        return steps.gdregs_step(model, x, key, SAMPLES, num_gradient_samples)[1]
+
+    def draws(model, x, key):
+        draw = functools.partial(step, model, x)
+        return gdregs.gradient_moments(draw, key, 2, chunk_size=1).variance
+
+    alone, looped = (speed.matrix_flops(compiled(f, model, x).as_text()) for f in (step, draws))
+    assert looped <= 1.01 * alone
 
 
 @pytest.mark.parametrize("num_layers", [1, 2, 3])

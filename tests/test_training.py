@@ -244,8 +244,8 @@ def test_kl_of_a_layer_is_that_of_two_gaussians(data):
     found = make_evaluation(config, task, task.test)(model)
     key = jax.random.split(jax.random.fold_in(jax.random.key(20_000), 0))[0]
     x, context = task.split(binarise(key, task.test, task.levels))
-    q = model.posterior(x, context).conditionals["z1"]()
-    p = model.prior(context).conditionals["z1"]()
+    q = model.posterior(x, context).conditionals["z1"]
+    p = model.prior(context).conditionals["z1"]
     closed = jnp.mean(kl_divergence(q, p))
     np.testing.assert_allclose(found.kl["z1"], closed, rtol=0.01)
     assert found.bound.shape == ()

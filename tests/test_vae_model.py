@@ -19,7 +19,7 @@ def by_hand(network, *inputs):
     with jax.numpy_rank_promotion("allow"):
         leading = jnp.broadcast_shapes(*(value.shape[:-1] for value in inputs))
         whole = [jnp.broadcast_to(value, (*leading, value.shape[-1])) for value in inputs]
-        hidden = jnp.concatenate(whole, -1) @ jnp.concatenate(network.first) + network.first_bias
+        hidden = jnp.concatenate(whole, -1) @ network.first + network.first_bias
         hidden = jnp.tanh(jnp.tanh(hidden) @ network.second + network.second_bias)
         return hidden @ network.last + network.last_bias
 
@@ -83,13 +83,18 @@ def test_the_prior_samples_without_data():
 
 def test_what_the_datapoint_contributes_is_multiplied_once_per_datapoint():
     """Of a network of [B, big] and [K, B, small], the big product does not grow with K."""
-    network = MLP((10_000, 2), 4, 1, key=jax.random.key(0))
+    network = MLP(10_002, 4, 1, key=jax.random.key(0))
+
+    def output(x, z):
+        return network.given(x)(z)
 
     def flops(num_samples):
-        shapes = (jnp.zeros((2, 10_000)), jnp.zeros((num_samples, 2, 2)))
-        return jax.jit(network.__call__).lower(*shapes).compile().cost_analysis()["flops"]
+        shapes = jnp.zeros((2, 10_000)), jnp.zeros((num_samples, 2, 2))
+        return jax.jit(output).lower(*shapes).compile().cost_analysis()["flops"]
 
     assert flops(64) < 1.5 * flops(1)
+    x, z = jax.random.normal(jax.random.key(1), (2, 10_000)), jnp.ones((3, 2, 2))
+    np.testing.assert_allclose(output(x, z), by_hand(network, x, z), rtol=1e-4)
 
 
 def test_softplus():

@@ -34,7 +34,7 @@ def with_plain_networks(model):
             return hidden @ self.weights[-1] + self.biases[-1]
 
     def plain(network):
-        weights = jnp.concatenate(network.first), network.second, network.last
+        weights = network.first, network.second, network.last
         return Plain(weights, (network.first_bias, network.second_bias, network.last_bias))
 
     return jax.tree.map(plain, model, is_leaf=lambda node: hasattr(node, "second_bias"))
@@ -111,11 +111,12 @@ def tfp_dregs(model, images, key, num_samples):
         return tfd.Independent(tfd.Normal(loc, softplus(raw) + 1e-5), 1)
 
     def posterior(model):
-        networks = model.posterior_networks
+        first, *others = model.posterior_networks
+        networks = [first, *(network.given(images) for network in others)]
         parts = [
             gaussian(networks[0], images),
-            lambda z0: gaussian(networks[1], images, z0),  # TFP reads the names of arguments
-            lambda z1: gaussian(networks[2], images, z1),
+            lambda z0: gaussian(networks[1], z0),  # TFP reads the names of arguments
+            lambda z1: gaussian(networks[2], z1),
         ]
         return tfd.JointDistributionSequential(parts[: len(networks)])
 

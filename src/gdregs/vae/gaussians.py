@@ -21,23 +21,30 @@ from gdregs.reexpress import raise_rank
 from gdregs.vae.networks import MLP, softplus
 
 
+def gaussian(network: MLP, *inputs: Float[Array, "..."]) -> dist.Distribution:
+    r"""$\mathcal N(z; \mu, \sigma^2)$, factorised: the network gives $\mu$ and $s^{-1}(\sigma)$.
+
+    With s the softplus. The inputs are `[*batch, in]` each, and the last axis is an event.
+    """
+    loc, scale = _parameters(network, *inputs)
+    # No training step could read the answer of a check of its arguments: it would only be traced
+    # and compiled.
+    return Gaussian(loc, scale, validate_args=False).to_event(1)
+
+
 class GaussianConditional(Module):
-    r"""$\mathcal N(z; \mu(c, \mathrm{pa}), \sigma^2(c, \mathrm{pa}))$, factorised, from an MLP.
+    r"""$\mathcal N(z; \mu(\mathrm{pa}), \sigma^2(\mathrm{pa}))$: `gaussian` of the parents.
 
     Attributes:
-        network: Maps the context and the parents to $(\mu, \mathrm{softplus}^{-1} \sigma)$.
-        context: What is known of the datapoint, `[*batch, in]` each.
+        network: Maps the parents, `[K, *batch, latent]` each. What is known of the datapoint is
+            filled in (`MLP.given`), so that it is computed once for all samples and all terms.
     """
 
     network: MLP
-    context: tuple[Float[Array, "..."], ...]
 
     def __call__(self, *parents: Float[Array, "..."]) -> dist.Distribution:
-        """The distribution given the parents, `[K, *batch, latent]` each."""
-        loc, scale = _parameters(self.network, *self.context, *parents)
-        # No training step could read the answer of a check of its arguments: it would only be
-        # traced and compiled.
-        return Gaussian(loc, scale, validate_args=False).to_event(1)
+        """The distribution given the parents."""
+        return gaussian(self.network, *parents)
 
 
 class GaussianHierarchy(Hierarchy):

@@ -8,7 +8,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from gdregs.hierarchy import Hierarchy
-from gdregs.vae.gaussians import GaussianConditional, GaussianHierarchy
+from gdregs.vae.gaussians import GaussianConditional, GaussianHierarchy, gaussian
 from gdregs.vae.networks import MLP, Precision, bernoulli_log_prob
 
 Image = Float[Array, "batch pixels"]
@@ -53,25 +53,22 @@ class VAE(eqx.Module):
         key: PRNGKeyArray,
     ):
         posterior_key, prior_key, decoder_key = jax.random.split(key, 3)
-        context = (num_context,) if num_context else ()
-        above = (latent_size,)
 
-        def gaussian(inputs, key):
-            return MLP(inputs, hidden_size, 2 * latent_size, precision=precision, key=key)
+        def network(num_inputs, key, num_outputs=2 * latent_size):
+            return MLP(num_inputs, hidden_size, num_outputs, precision=precision, key=key)
 
         self.latent_size = latent_size
         self.posterior_networks = tuple(
-            gaussian((num_pixels, *context, *(above if layer > 0 else ())), key)
+            network(num_pixels + num_context + (latent_size if layer > 0 else 0), key)
             for layer, key in enumerate(jax.random.split(posterior_key, num_layers))
         )
-        has_parent = [True] * (num_layers - 1) + [False]
+        above = [latent_size] * (num_layers - 1) + [0]
         self.prior_networks = tuple(
-            gaussian((*context, *(above if parent else ())), key)
-            for parent, key in zip(has_parent, jax.random.split(prior_key, num_layers), strict=True)
-            if context or parent
+            network(num_context + parent, key)
+            for parent, key in zip(above, jax.random.split(prior_key, num_layers), strict=True)
+            if num_context + parent
         )
-        inputs = above * num_layers
-        self.decoder = MLP(inputs, hidden_size, num_pixels, precision=precision, key=decoder_key)
+        self.decoder = network(num_layers * latent_size, decoder_key, num_pixels)
 
     @property
     def latents(self) -> tuple[str, ...]:
@@ -82,24 +79,25 @@ class VAE(eqx.Module):
         r"""$q(z|x,c)$, bottom-up."""
         known = (x,) if context is None else (x, context)
         names = self.latents
-        return GaussianHierarchy(
-            {
-                name: (GaussianConditional(network, known), names[layer - 1 : layer])
-                for layer, (name, network) in enumerate(
-                    zip(names, self.posterior_networks, strict=True)
-                )
-            }
-        )
+        first, *others = self.posterior_networks
+        nodes = {
+            name: (GaussianConditional(network.given(*known)), (below,))
+            for name, below, network in zip(names[1:], names, others, strict=False)
+        }
+        return GaussianHierarchy({names[0]: (gaussian(first, *known), ()), **nodes})
 
     def prior(self, context: Context | None = None) -> Hierarchy:
         r"""$p(z|c)$, top-down."""
         known = () if context is None else (context,)
         names = self.latents
         nodes = {
-            name: (GaussianConditional(network, known), names[layer + 1 : layer + 2])
-            for layer, (name, network) in enumerate(zip(names, self.prior_networks, strict=False))
+            name: (GaussianConditional(network.given(*known)), (above,))
+            for name, above, network in zip(names, names[1:], self.prior_networks, strict=False)
         }
-        top = dist.Normal(0.0, 1.0).expand([self.latent_size]).to_event(1)
+        if known:
+            top = gaussian(self.prior_networks[-1], *known)
+        else:
+            top = dist.Normal(0.0, 1.0).expand([self.latent_size]).to_event(1)
         return Hierarchy({names[-1]: (top, ()), **nodes})
 
     def logits(self, z: dict[str, Array]) -> Float[Array, "*shape pixels"]:

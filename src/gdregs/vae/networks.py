@@ -17,11 +17,11 @@ Precision = Literal["float32", "tensorfloat32", "bfloat16"]
 class MLP(Module):
     """Two hidden tanh layers on the concatenation of several inputs.
 
-    The first layer is split by input: an input without the sample axis (the datapoint) is
-    multiplied once per datapoint and not once per importance sample.
+    What the datapoint adds to the first layer can be filled in with `given`: it is then multiplied
+    once per datapoint and not once per importance sample.
 
     Args:
-        input_sizes: The length of each input.
+        num_inputs: The length of all inputs together.
         hidden_size: Units in each hidden layer.
         output_size: Length of the output.
         precision: Of the matrix products: `float32`, `tensorfloat32` or `bfloat16`. They are added
@@ -29,8 +29,8 @@ class MLP(Module):
         key: For the initial weights: uniform Glorot, with the biases at 0.
     """
 
-    first: tuple[Float[Array, "_ hidden"], ...]
-    first_bias: Float[Array, " hidden"]
+    first: Float[Array, "in hidden"]
+    first_bias: Float[Array, "*batch hidden"]
     second: Float[Array, "hidden hidden"]
     second_bias: Float[Array, " hidden"]
     last: Float[Array, "hidden out"]
@@ -39,7 +39,7 @@ class MLP(Module):
 
     def __init__(
         self,
-        input_sizes: tuple[int, ...],
+        num_inputs: int,
         hidden_size: int,
         output_size: int,
         *,
@@ -48,9 +48,7 @@ class MLP(Module):
     ):
         first, second, last = jax.random.split(key, 3)
         glorot = jax.nn.initializers.glorot_uniform()
-        joint = glorot(first, (sum(input_sizes), hidden_size))
-        offsets = [sum(input_sizes[:i]) for i in range(1, len(input_sizes))]
-        self.first = tuple(jnp.split(joint, offsets))
+        self.first = glorot(first, (num_inputs, hidden_size))
         self.first_bias = jnp.zeros(hidden_size)
         self.second = glorot(second, (hidden_size, hidden_size))
         self.second_bias = jnp.zeros(hidden_size)
@@ -58,22 +56,27 @@ class MLP(Module):
         self.last_bias = jnp.zeros(output_size)
         self.precision = precision
 
-    def __call__(self, *inputs: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Map inputs `[*batch, in]` or `[K, *batch, in]` each to an output with the most axes."""
-        # Inputs with the fewest axes first: their sum is broadcast once. Those with equally many
-        # share one matrix product.
-        hidden = self.first_bias
-        for rank in sorted({value.ndim for value in inputs}):
-            members = [i for i, value in enumerate(inputs) if value.ndim == rank]
-            joint = jnp.concatenate([inputs[i] for i in members], axis=-1)
-            weight = jnp.concatenate([self.first[i] for i in members])
-            hidden = add_bias(self._product(joint, weight), hidden)
-        hidden = jnp.tanh(hidden)
-        hidden = jnp.tanh(add_bias(self._product(hidden, self.second), self.second_bias))
-        return add_bias(self._product(hidden, self.last), self.last_bias)
+    @jax.jit  # Networks of one shape are filled in by one trace.
+    def given(self, *known: Float[Array, "*batch _"]) -> "MLP":
+        """The network of the other inputs, with its first ones, `[*batch, in]` each, filled in.
 
-    def _product(self, values: Array, matrix: Array) -> Array:
-        return product(values, matrix, self.precision)
+        What they add to the first layer becomes a part of its bias, `[*batch, hidden]`.
+        """
+        if not known:
+            return self
+        values = jnp.concatenate(known, axis=-1)
+        weight, rest = jnp.split(self.first, [values.shape[-1]])
+        bias = self._affine(values, weight, self.first_bias)
+        return eqx.tree_at(lambda network: (network.first, network.first_bias), self, (rest, bias))
+
+    def __call__(self, *inputs: Float[Array, "*batch _"]) -> Float[Array, "*batch out"]:
+        """Map inputs, `[*batch, in]` each, to the output; here `*batch` may begin with K."""
+        hidden = jnp.tanh(self._affine(jnp.concatenate(inputs, -1), self.first, self.first_bias))
+        hidden = jnp.tanh(self._affine(hidden, self.second, self.second_bias))
+        return self._affine(hidden, self.last, self.last_bias)
+
+    def _affine(self, values: Array, weight: Array, bias: Array) -> Array:
+        return add_bias(product(values, weight, self.precision), bias)
 
 
 def product(
