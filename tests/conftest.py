@@ -9,6 +9,8 @@ import numpyro.distributions as dist
 import pytest
 from numpyro.distributions import transforms
 
+import generators
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Most tests compile much and compute little; those that compute much ask for `optimised`.
 jax.config.update("jax_disable_most_optimizations", True)
@@ -41,6 +43,7 @@ def pytest_configure(config):
     """Compile each program once in a run: all workers, and what they start, share a cache."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         return
+    generators.choose_older()
     folder = tempfile.TemporaryDirectory(prefix="gdregs-compiled-")
     config.add_cleanup(folder.cleanup)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name
