@@ -43,7 +43,8 @@ def test_samples_are_those_of_any_hierarchy(num_layers):
     model = VAE(6, num_layers=num_layers, latent_size=2, hidden_size=5, key=jax.random.key(0))
     x = (jax.random.uniform(jax.random.key(1), (3, 6)) < 0.5).astype(jnp.float32)
     assert isinstance(model.posterior(x), GaussianHierarchy)
-    for key in (jax.random.key(2), window(jax.random.key(2), 5, 1, 2)):
+    keys = jax.random.key(2), window(jax.random.key(2), 5, 1, 2), jax.random.key(2, impl="rbg")
+    for key in (*keys, jax.random.PRNGKey(2)):
 
         def draw(model, cls, key=key):
             return cls.sample(model.posterior(x), key, (4,))

@@ -1,6 +1,7 @@
 """A window of a key draws the rows that the key itself draws there."""
 
 import jax
+import jax.extend.random as jer
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
@@ -8,7 +9,41 @@ import pytest
 
 import models
 import reference
-from gdregs.windows import _multiply, window
+from gdregs.windows import _multiply, _threefry, normal, whole, window
+
+
+def test_the_hash_is_that_of_jax():
+    words = jax.random.bits(jax.random.key(0), (2, 1000))
+    key = jax.random.key_data(jax.random.key(12345678901))
+    ours = jnp.concatenate(_threefry(key, *words))
+    np.testing.assert_array_equal(ours, jer.threefry_2x32(key, words.reshape(-1)))
+
+
+def test_the_whole_has_the_numbers_of_the_key(float64):
+    key = jax.random.key(5)
+    assert whole(key).dtype != key.dtype
+    for draw in (
+        *(lambda k, d=d: jax.random.bits(k, (7, 3), d) for d in ("uint8", "uint16", "uint64")),
+        lambda k: jax.random.normal(k, (7, 3)),
+        lambda k: jax.random.uniform(k, (7,), "float32"),
+        lambda k: jax.random.normal(jax.random.split(k, 3)[1]),
+        lambda k: jax.random.normal(jax.random.fold_in(k, 9), (2,)),
+    ):
+        np.testing.assert_array_equal(draw(whole(key)), draw(key))
+    for other in (jax.random.key(5, impl="rbg"), window(key, 3)):
+        assert whole(other) is other
+
+
+@pytest.mark.parametrize("num_draws", [1, 3])
+@pytest.mark.parametrize("shape", [(), (4,), (4, 3), (5, 3)])
+def test_normal_numbers_are_those_of_the_keys(num_draws, shape):
+    plain = jax.random.key(5)
+    others = window(plain, 3), window(plain, 3, 1, 2), jax.random.key(5, impl="rbg")
+    for key in (plain, *others, jax.random.PRNGKey(5)):
+        keys = jax.random.split(key, num_draws)
+        np.testing.assert_array_equal(
+            normal(key, num_draws, shape), jnp.stack([jax.random.normal(k, shape) for k in keys])
+        )
 
 
 @pytest.mark.parametrize("start", [0, 3, 8])

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from gdregs.hierarchy import Hierarchy
 from gdregs.reexpress import raise_rank
 from gdregs.vae.networks import MLP, softplus
+from gdregs.windows import normal
 
 
 def gaussian(network: MLP, *inputs: Float[Array, "..."]) -> dist.Distribution:
@@ -61,8 +62,7 @@ class GaussianHierarchy(Hierarchy):
         """
         root = self._conditional(*self.parents[0], {}).base_dist.loc
         shape = (*sample_shape, *root.shape)
-        keys = jax.random.split(key, len(self.parents))
-        noise = jax.lax.map(lambda key: jax.random.normal(key, shape, root.dtype), keys)
+        noise = normal(key, len(self.parents), shape, root.dtype)
         z: dict[str, Array] = {}
         for (name, parents), epsilon in zip(self.parents, noise, strict=True):
             given = self._conditional(name, parents, z).base_dist
