@@ -9,12 +9,25 @@ import pytest
 
 from gdregs import Hierarchy
 from gdregs.vae import VAE
-from gdregs.vae.gaussians import Gaussian, GaussianHierarchy
+from gdregs.vae.gaussians import Gaussian, GaussianHierarchy, _noise
 from gdregs.windows import window
 
 
 def assert_equal(ours, theirs, rtol):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol, 1e-300), ours, theirs)
+
+
+@pytest.mark.parametrize("num_latents", [1, 3])
+@pytest.mark.parametrize("shape", [(), (4,), (4, 3), (5, 3)])
+def test_noise_is_that_of_the_keys(num_latents, shape):
+    plain = jax.random.key(5)
+    others = window(plain, 3), window(plain, 3, 1, 2), jax.random.key(5, impl="rbg")
+    for key in (plain, *others, jax.random.PRNGKey(5)):
+        keys = jax.random.split(key, num_latents)
+        np.testing.assert_array_equal(
+            _noise(key, num_latents, shape, jnp.float32),
+            jnp.stack([jax.random.normal(k, shape) for k in keys]),
+        )
 
 
 @pytest.mark.parametrize("shape", [(4, 3, 2), (3, 2), (2,)])

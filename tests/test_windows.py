@@ -9,7 +9,7 @@ import pytest
 
 import models
 import reference
-from gdregs.windows import _multiply, _threefry, normal, whole, window
+from gdregs.windows import _multiply, _threefry, is_window, whole, window
 
 
 def test_the_hash_is_that_of_jax():
@@ -34,16 +34,15 @@ def test_the_whole_has_the_numbers_of_the_key(float64):
         assert whole(other) is other
 
 
-@pytest.mark.parametrize("num_draws", [1, 3])
-@pytest.mark.parametrize("shape", [(), (4,), (4, 3), (5, 3)])
-def test_normal_numbers_are_those_of_the_keys(num_draws, shape):
-    plain = jax.random.key(5)
-    others = window(plain, 3), window(plain, 3, 1, 2), jax.random.key(5, impl="rbg")
-    for key in (plain, *others, jax.random.PRNGKey(5)):
-        keys = jax.random.split(key, num_draws)
-        np.testing.assert_array_equal(
-            normal(key, num_draws, shape), jnp.stack([jax.random.normal(k, shape) for k in keys])
-        )
+def test_a_window_on_a_window_counts_on():
+    key = jax.random.key(5)
+    draw = jax.random.normal(key, (9, 12))
+    assert not is_window(key)
+    assert is_window(window(key, 2))
+    outer = window(key, 2, 1, 2)  # rows from 2 on, columns 6 to 11
+    np.testing.assert_array_equal(jax.random.normal(window(outer, 3), (4, 6)), draw[5:, 6:])
+    inner = window(outer, 3, 2, 3)  # of those, columns 4 and 5
+    np.testing.assert_array_equal(jax.random.normal(inner, (4, 2)), draw[5:, 10:])
 
 
 @pytest.mark.parametrize("start", [0, 3, 8])

@@ -14,9 +14,11 @@ from typing import Any
 import jax
 import jax.extend.random as jer
 import jax.numpy as jnp
-from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
+import numpy as np
+from jaxtyping import Array, Int, PRNGKeyArray
 
 _THREEFRY = "threefry2x32"
+_WHOLE = np.array([0, 0, 1], np.uint32)  # from row 0 on, part 0 of 1
 
 
 def window(
@@ -30,34 +32,18 @@ def window(
     With several parts they are, of each row, one of `num_parts` equal stretches: a shape `(k, b)`
     has rows from `start` and columns from `part * b` on of a whole with `num_parts * b` columns.
 
-    With a generator other than JAX's default one, a key of its own for each window instead.
+    A window on a window counts on from it. With a generator other than JAX's default one, a key of
+    its own for each window instead.
     """
-    key = _typed(key)
-    if not _counts_rows(key):
+    key = whole(key)
+    if not is_window(key):
         key = jax.random.fold_in(key, start)
         return key if num_parts == 1 else jax.random.fold_in(key, part)
-    place = jnp.stack([jnp.asarray(number, jnp.uint32) for number in (start, part, num_parts)])
-    return jax.random.wrap_key_data(
-        jnp.concatenate([jax.random.key_data(key), place]), impl=_WINDOWED_THREEFRY
-    )
-
-
-def normal(
-    key: PRNGKeyArray, num_draws: int, shape: tuple[int, ...], dtype: DTypeLike = float
-) -> Float[Array, "draws *shape"]:
-    """Standard normal numbers, those of `jax.random.normal` for each key that `key` splits into.
-
-    One loop draws them all, so one generator is compiled. A loop of one turn would be none: then
-    the compiler would draw the numbers again in each of their uses. So the rows of a single draw
-    are drawn in two turns, where they can be.
-    """
-    keys = jax.random.split(whole(key), num_draws)
-    turn = shape
-    if num_draws == 1 and _is_window(keys[0]) and shape and shape[0] % 2 == 0:
-        turn = (shape[0] // 2, *shape[1:])
-        keys = jax.vmap(lambda row: _from_row(keys[0], row))(jnp.array([0, turn[0]]))
-    numbers = jax.lax.map(lambda key: jax.random.normal(key, turn, dtype), keys)
-    return numbers.reshape(num_draws, *shape)
+    words = jax.random.key_data(key)
+    parts = jnp.asarray(num_parts, jnp.uint32)
+    row = words[2] + jnp.asarray(start, jnp.uint32)
+    place = jnp.stack([row, words[3] * parts + jnp.asarray(part, jnp.uint32), words[4] * parts])
+    return jax.random.wrap_key_data(jnp.concatenate([words[:2], place]), impl=_WINDOWED_THREEFRY)
 
 
 def whole(key: PRNGKeyArray) -> PRNGKeyArray:
@@ -67,34 +53,23 @@ def whole(key: PRNGKeyArray) -> PRNGKeyArray:
     into what uses the numbers. JAX's own is a loop there, which writes its state out five times.
     Keys of other generators, and windows, are returned as they are.
     """
-    key = _typed(key)
-    return window(key, 0) if _counts_rows(key) else key
-
-
-def _typed(key: PRNGKeyArray) -> PRNGKeyArray:
-    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
+    # Only then is entry n of a draw a hash of n.
+    counts_rows = jax.config.jax_threefry_partitionable  # pyright: ignore[reportAttributeAccessIssue]
+    if str(jax.random.key_impl(key)) != _THREEFRY or not counts_rows:
         return key
-    return jax.random.wrap_key_data(key)
+    words = jnp.concatenate([jax.random.key_data(key), _WHOLE])
+    return jax.random.wrap_key_data(words, impl=_WINDOWED_THREEFRY)
 
 
-def _counts_rows(key: PRNGKeyArray) -> bool:
-    """Whether entry n of a draw is a hash of n."""
-    counts = jax.config.jax_threefry_partitionable  # pyright: ignore[reportAttributeAccessIssue]
-    return str(jax.random.key_impl(key)) == _THREEFRY and counts
-
-
-def _is_window(key: PRNGKeyArray) -> bool:
+def is_window(key: PRNGKeyArray) -> bool:
+    """Whether the key counts rows: `window` and `whole` make such keys of JAX's default ones."""
     return str(jax.random.key_impl(key)) == str(_WINDOWED_THREEFRY)
 
 
-def _from_row(key: PRNGKeyArray, row: Int[Array, ""]) -> PRNGKeyArray:
-    """The window that begins so many rows after this one."""
-    data = jax.random.key_data(key)
-    return jax.random.wrap_key_data(data.at[2].add(row.astype(jnp.uint32)), impl=_WINDOWED_THREEFRY)
-
-
 def _seed(seed: Array) -> Array:
-    return jnp.concatenate([jer.threefry_prng_impl.seed(seed), jnp.array([0, 0, 1], jnp.uint32)])
+    return jnp.concatenate([jer.threefry_prng_impl.seed(seed), _WHOLE])
 
 
 def _split(key: Array, shape) -> Array:

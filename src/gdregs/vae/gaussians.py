@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from equinox import Module
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 from gdregs.hierarchy import Hierarchy
 from gdregs.reexpress import raise_rank
 from gdregs.vae.networks import MLP, softplus
-from gdregs.windows import normal
+from gdregs.windows import is_window, whole, window
 
 
 def gaussian(network: MLP, *inputs: Float[Array, "..."]) -> dist.Distribution:
@@ -62,13 +62,30 @@ class GaussianHierarchy(Hierarchy):
         """
         root = self._conditional(*self.parents[0], {}).base_dist.loc
         shape = (*sample_shape, *root.shape)
-        noise = normal(key, len(self.parents), shape, root.dtype)
+        noise = _noise(key, len(self.parents), shape, root.dtype)
         z: dict[str, Array] = {}
         for (name, parents), epsilon in zip(self.parents, noise, strict=True):
             given = self._conditional(name, parents, z).base_dist
             loc, scale = (raise_rank(p, epsilon.ndim) for p in (given.loc, given.scale))
             z[name] = loc + scale * epsilon
         return z
+
+
+def _noise(
+    key: PRNGKeyArray, num_latents: int, shape: tuple[int, ...], dtype: DTypeLike
+) -> Float[Array, "latents *shape"]:
+    """Standard normal numbers: `jax.random.normal` of each key that `key` splits into.
+
+    The compiler would dissolve a loop of one turn and draw the numbers again in each of their
+    uses. So the rows of a single latent are drawn in two turns, where they can be.
+    """
+    keys = jax.random.split(whole(key), num_latents)
+    turn = shape
+    if num_latents == 1 and is_window(keys[0]) and shape and shape[0] % 2 == 0:
+        turn = (shape[0] // 2, *shape[1:])
+        keys = jax.vmap(lambda row: window(keys[0], row))(jnp.array([0, turn[0]]))
+    noise = jax.lax.map(lambda key: jax.random.normal(key, turn, dtype), keys)
+    return noise.reshape(num_latents, *shape)
 
 
 class Gaussian(dist.Normal):
