@@ -18,7 +18,7 @@ import jax
 from tqdm import tqdm
 
 import steps
-from gdregs.vae.markdown import markdown_table
+from gdregs.vae.show.markdown import markdown_table
 from report import save
 
 

@@ -21,9 +21,10 @@ import numpyro.distributions as dist
 from tqdm import tqdm
 
 import gdregs
-from gdregs.vae import VAE, Config, load_dataset, make_epoch, make_state, make_task, networks
-from gdregs.vae.compiler import compiler_options
-from gdregs.vae.markdown import markdown_table
+from gdregs.vae import VAE, Config, load_dataset, make_epoch, make_state, make_task
+from gdregs.vae.networks import mlp as networks
+from gdregs.vae.show.markdown import markdown_table
+from gdregs.vae.training.compiler import compiler_options
 from report import save
 
 PRECISIONS = ("float32", "tensorfloat32", "bfloat16")

@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from gdregs.vae.provenance import provenance
+from gdregs.vae.runs.provenance import provenance
 
 
 def save(path, content):

@@ -35,7 +35,7 @@ def make_step(
 
     import gdregs
     import steps
-    from gdregs.vae.compiler import compiler_options
+    from gdregs.vae.training.compiler import compiler_options
 
     model = steps.make_model(num_layers, num_pixels)
     leaves, rest = eqx.partition(model, eqx.is_inexact_array)
@@ -225,7 +225,7 @@ def main():
 
     from tqdm import tqdm
 
-    from gdregs.vae.markdown import markdown_table
+    from gdregs.vae.show.markdown import markdown_table
     from report import save
 
     if options.large_k:

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import gdregs
-from gdregs.vae.model import VAE
-from gdregs.vae.networks import softplus
+from gdregs.vae.networks.mlp import softplus
+from gdregs.vae.networks.model import VAE
 
 stop = jax.lax.stop_gradient
 

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gdregs.vae import Config, gradient_quality, load_dataset, make_epoch, make_state, make_task
-from gdregs.vae.markdown import markdown_table
+from gdregs.vae.show.markdown import markdown_table
 from report import save
 
 GROUPS = ("posterior", "prior", "likelihood")

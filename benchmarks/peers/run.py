@@ -22,7 +22,7 @@ import problem
 import torch_peers
 
 import gdregs
-from gdregs.vae.markdown import markdown_table
+from gdregs.vae.show.markdown import markdown_table
 from report import save
 
 PHI, THETA = 0, 1

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 sys.path.append(str(Path(__file__).parents[1]))
 
 import steps
-from gdregs.vae.compiler import compiler_options
-from gdregs.vae.networks import softplus
+from gdregs.vae.networks.mlp import softplus
+from gdregs.vae.training.compiler import compiler_options
 
 
 def with_plain_networks(model):
@@ -78,7 +78,7 @@ def numpyro_renyi(model, images, key, num_samples):
         z = {}
         with numpyro.plate("images", len(x)):
             for name, parents in hierarchy.parents:
-                z[name] = numpyro.sample(name, hierarchy._conditional(name, parents, z))
+                z[name] = numpyro.sample(name, hierarchy.conditional(name, parents, z))
         return z
 
     def program(x):

@@ -2,7 +2,7 @@
 
 from implementations import ALSO_OURS, BATCH, IMPLEMENTATIONS, OURS
 
-from gdregs.vae.markdown import markdown_table
+from gdregs.vae.show.markdown import markdown_table
 
 
 def fastest_peer(results):

@@ -33,8 +33,8 @@ from page import page
 
 from gdregs.vae import Config, gradient_quality, load_dataset, make_epoch, make_state, make_task
 from gdregs.vae.files import write_text
-from gdregs.vae.run import open_run, read_metrics
-from gdregs.vae.run import train as train_run
+from gdregs.vae.runs.folders import open_run, read_metrics
+from gdregs.vae.runs.folders import train as train_run
 from report import save
 
 HERE = Path(__file__).parent
@@ -202,7 +202,7 @@ def measure_loops(images, num_samples):
 
 def our_loop(images, num_samples):
     """The same of this library."""
-    from gdregs.vae.datasets import Dataset
+    from gdregs.vae.data.datasets import Dataset
 
     side = int(images.shape[1] ** 0.5)
     grey = images.reshape(-1, side, side).astype(np.uint8)
