@@ -2,7 +2,6 @@
 
 import inspect
 import os
-import tempfile
 
 import jax
 import numpyro.distributions as dist
@@ -40,16 +39,19 @@ for _module, _names in (
 
 
 def pytest_configure(config):
-    """Compile each program once in a run: all workers, and what they start, share a cache."""
+    """Compile each program once: workers, what they start, and later runs share a cache."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         return
     generators.choose_older()
-    folder = tempfile.TemporaryDirectory(prefix="gdregs-compiled-")
-    config.add_cleanup(folder.cleanup)
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
-    jax.config.update("jax_compilation_cache_dir", folder.name)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    if not config.pluginmanager.has_plugin("cacheprovider"):
+        return
+    folder = str(config.cache.mkdir("compiled"))
+    for name, value in (
+        ("jax_compilation_cache_dir", folder),
+        ("jax_persistent_cache_min_compile_time_secs", 0.0),
+    ):
+        os.environ[name.upper()] = str(value)
+        jax.config.update(name, value)
 
 
 @pytest.fixture

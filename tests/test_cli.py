@@ -6,13 +6,8 @@ import json
 import pytest
 from PIL import Image
 
-from gdregs.cli import main
-from test_datasets import REAL
-
-SMALL = [
-    "--num-samples", "4", "--gradient-samples", "2", "--latent-size", "3", "--hidden-size", "8",
-    "--train-images", "128",
-]  # fmt: skip
+from commands import SMALL, run
+from real_data import REAL
 
 
 @pytest.fixture(autouse=True)
@@ -21,17 +16,13 @@ def in_an_empty_folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run(*arguments):
-    return main([str(argument) for argument in arguments])
-
-
 def test_train_evaluate_sample(capsys, tmp_path):
     assert run("train", *SMALL, "--epochs", 2) == 0
     out = capsys.readouterr().out
     folder = tmp_path / "runs" / "digits-L2-dregs-gdregs-seed0"
     pictures = ("curve.png", "samples.png", "reconstructions.png")
     names = {"config.json", "metrics.jsonl", "checkpoint.eqx", *pictures}
-    assert {path.name for path in folder.iterdir()} == names
+    assert {path.name for path in folder.iterdir() if path.name[0] != "."} == names
     assert "effective sample size" in out
     assert "% of the weight" in out
     for name in pictures:
@@ -59,7 +50,14 @@ def test_train_evaluate_sample(capsys, tmp_path):
     assert "is unconditional; `gdregs train --conditional`" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("dataset", ["mnist", "fashion-mnist", "omniglot"])
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        "mnist",
+        pytest.param("fashion-mnist", marks=pytest.mark.slow),
+        pytest.param("omniglot", marks=pytest.mark.slow),
+    ],
+)
 def test_real_files_train(capsys, tmp_path, dataset):
     if not REAL.is_dir():
         pytest.skip(f"needs the real data sets in {REAL} (or in $GDREGS_DATA)")
@@ -91,6 +89,7 @@ def test_conditional_runs_complete_images(tmp_path):
     assert (tmp_path / "top.png").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_compare(capsys, tmp_path):
     pairs = ("naive+naive", "dregs+gdregs")
     options = [*SMALL, "--epochs", 2, "--seeds", 2, "--draws", 20, "--pairs", *pairs]
@@ -182,7 +181,7 @@ def test_ctrl_c_says_how_to_continue(capsys, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gdregs.vae.run.save_state", interrupt)
+    monkeypatch.setattr("gdregs.vae.runs.folders.save_state", interrupt)
     assert run("train", *SMALL, "--epochs", 1) == 130
     assert "interrupted; the same command continues from here" in capsys.readouterr().err
 

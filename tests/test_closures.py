@@ -151,3 +151,17 @@ def test_parameters_in_objects_that_are_no_pytrees():
         with pytest.raises(ValueError, match="uses a parameter that is being differentiated"):
             jax.grad(value)(0.3, estimator)
     assert jnp.isfinite(value(0.3, "dregs"))
+
+
+def test_a_module_that_is_a_constant_of_two_programs():
+    """JAX caches what it traces by the function, and modules compare themselves by their arrays."""
+    top = dist.Normal(jnp.zeros(2), 1.0)
+    prior = gdregs.Hierarchy({"z": (top, ())})
+    posterior = gdregs.Hierarchy({"z": (dist.Normal(jnp.ones(2), 0.5), ())})
+
+    def value(key):
+        bound = gdregs.bound(posterior, prior, lambda z: -(z["z"] ** 2), key=key, num_samples=4)
+        return jnp.sum(bound)
+
+    key = jax.random.key(0)
+    assert jax.jit(lambda key: value(key))(key) == jax.jit(lambda key: value(key))(key)

@@ -25,7 +25,14 @@ def flops(*arguments):
     return compiled(*arguments).cost_analysis()["flops"]
 
 
-@pytest.mark.parametrize(("num_layers", "limit"), [(1, 1.01), (2, 1.15), (3, 1.20)])
+@pytest.mark.parametrize(
+    ("num_layers", "limit"),
+    [
+        pytest.param(1, 1.01, marks=pytest.mark.slow),
+        (2, 1.15),
+        pytest.param(3, 1.20, marks=pytest.mark.slow),
+    ],
+)
 def test_flops_of_a_step(optimised, num_layers, limit):
     """Against the best hand-written naive step: each network evaluated once, layers split."""
     model, x = steps.make_model(num_layers), steps.binary_images(BATCH)
@@ -34,6 +41,7 @@ def test_flops_of_a_step(optimised, num_layers, limit):
     assert flops(steps.gdregs_step, model, x, SAMPLES, 8) <= 0.50 * naive
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_gradient_samples", [None, 8])
 def test_flops_of_a_draw_in_a_loop(optimised, num_gradient_samples):
     """Those of a step, although the compiler hoists what depends on weights and images alone.
@@ -54,6 +62,7 @@ def test_flops_of_a_draw_in_a_loop(optimised, num_gradient_samples):
     assert looped <= 1.01 * alone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_layers", [1, 2, 3])
 def test_flops_against_the_three_surrogate_losses(optimised, num_layers):
     """On the conditional model: without a context, a single layer's prior has no parameters."""
@@ -63,6 +72,7 @@ def test_flops_against_the_three_surrogate_losses(optimised, num_layers):
     assert flops(steps.gdregs_step, model, x, SAMPLES) <= 0.75 * surrogates
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("conditional", [False, True])
 def test_the_hand_written_steps_compute_the_same(conditional):
     """What is compared in cost must agree: value everywhere, gradients with the surrogates."""
@@ -103,6 +113,7 @@ def test_streamed_memory_is_flat(optimised, num_gradient_samples):
     assert temporary(65_536) <= 1.2 * temporary(64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "objective", [gdregs.ELBO(), gdregs.IWAE(), gdregs.VRIWAE(0.5), gdregs.JVI()], ids=str
 )

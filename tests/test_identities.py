@@ -50,6 +50,7 @@ def draws(pair, estimator):
     return gradient
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["naive", "gdregs", gdregs.mixed_gdregs(0.3)])
 def test_closed_forms_equal_quadrature_of_the_estimator_itself(float64, estimator):
     nodes, weights = np.polynomial.hermite_e.hermegauss(16)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import gdregs
 import models
@@ -67,6 +68,7 @@ def test_drop_equals_surrogate_losses_with_constant_parents(float64):
     assert np.abs(actual[1]["c"]["bias"] - other[1]["c"]["bias"]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_dropping_is_biased_and_keeping_is_not(optimised):
     phi, theta, lam, x = jax.tree.map(
         lambda a: a.astype("float32"), reference.init(jax.random.key(1), batch=1)

@@ -63,6 +63,7 @@ def test_gdregs_is_b10_draw_by_draw(float64):
     np.testing.assert_allclose(gradient, jnp.sum(jnp.mean(by_sample, axis=0)), rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_gradients_have_the_exact_mean(optimised):
     """With q exact, every bound is log p(x), with the gradient sum (x - theta) / (1 + s^2)."""
     theta = 0.4

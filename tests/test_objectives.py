@@ -8,7 +8,7 @@ import pytest
 import gdregs
 import models
 import reference
-from gdregs.objectives import whole
+from gdregs.evaluation.streams import whole
 
 OBJECTIVES = {name: made for name, made in models.OBJECTIVES.items() if name != "own"}
 LOG_WEIGHTS = {

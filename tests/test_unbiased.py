@@ -33,7 +33,7 @@ class ParametersStopped:
     def log_prob(self, z):
         total = 0.0
         for name, parents in self.hierarchy.parents:
-            normal = self.hierarchy._conditional(name, parents, z).base_dist
+            normal = self.hierarchy.conditional(name, parents, z).base_dist
             loc, scale = jax.lax.stop_gradient((normal.loc, normal.scale))
             total = total + dist.Normal(loc, scale).to_event(1).log_prob(z[name])
         return total
@@ -96,6 +96,7 @@ def check(estimators, references, seed):
     return worst, result.threshold
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_unbiased_pair_agrees_with_naive_and_biased_ones_do_not(optimised, objective):
     unbiased = {
@@ -129,6 +130,7 @@ def test_every_unbiased_pair_agrees_with_naive_and_biased_ones_do_not(optimised,
     assert worst["parameters stopped"] > 2 * threshold
 
 
+@pytest.mark.slow
 def test_interpolation_lies_between_dregs_and_rws_dregs(optimised):
     """(1 - alpha) DReGs + alpha RWS-DReGs, draw by draw."""
     key = jax.random.key(0)

@@ -11,28 +11,36 @@ $$S = \sum_k v_k \left[ \log p(x|z_k^{lik}) + \log p^\circ(z_k^{rest}) - \log q^
 $v \nabla \log p_\lambda(x|z)$ for the likelihood.
 """
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from gdregs.checks import positive_integer
-from gdregs.estimators import (
+from gdregs.evaluation.choose import choose
+from gdregs.evaluation.gates import log_density_without_indirect
+from gdregs.evaluation.look import Look
+from gdregs.evaluation.nesting import refuse_inside, refuse_new_noise, watched
+from gdregs.evaluation.pull import Estimators, pull, pull_all
+from gdregs.evaluation.weights import Model, read_model
+from gdregs.hierarchy import Hierarchy
+from gdregs.objectives import ELBO, IWAE, Objective
+from gdregs.reexpression.paths import with_path
+from gdregs.reexpression.reexpress import NoReexpressionError, reexpress
+from gdregs.reexpression.reparameterized import has_moving_support, is_reparameterized
+from gdregs.shared.checks import check_objective, positive_integer
+from gdregs.shared.tables import (
+    POSTERIOR_ESTIMATORS,
+    PRIOR_ESTIMATORS,
     PosteriorEstimator,
+    PosteriorMix,
     PriorEstimator,
     find_posterior_estimator,
     find_prior_estimator,
 )
-from gdregs.hierarchy import Hierarchy
-from gdregs.look import Look, choose
-from gdregs.objectives import IWAE, Objective
-from gdregs.paths import with_path
-from gdregs.pull import Estimators, pull, pull_all
-from gdregs.reexpress import NoReexpressionError, reexpress
-from gdregs.reparameterized import has_moving_support, is_reparameterized
-from gdregs.weights import Model, read_model
 
 
 class Diagnostics(NamedTuple):
@@ -46,6 +54,17 @@ class Diagnostics(NamedTuple):
 
     effective_sample_size: Float[Array, "*batch"]
     weight_kept: Float[Array, "*batch"]
+
+
+class Settings(NamedTuple):
+    """How a bound is evaluated: the arguments of `bound` that are neither model nor samples."""
+
+    objective: Any = IWAE()
+    posterior_estimator: Any = "dregs"
+    prior_estimator: Any = "gdregs"
+    num_gradient_samples: Any = None
+    chunk_size: Any = None
+    indirect_scores: Any = "keep"
 
 
 def bound(
@@ -88,9 +107,11 @@ def bound(
         objective: `ELBO()`, `IWAE()`, `VRIWAE(alpha)`, `JVI()`, or an `Objective` of your own.
         posterior_estimator: `naive`, `stl` (biased for K > 1 unless the objective is the ELBO),
             `dregs`, `rws` (the wake-phase gradient of q, whose expectation is another one),
-            `rws-dregs`, or `gdregs.interpolated_dregs(alpha)`.
+            `rws-dregs`, `gdregs.interpolated_dregs(alpha)`, `gdregs.mixed_dregs(beta)`, or `auto`:
+            naive, as long as nobody learns what to mix in (`gdregs.Auto`).
         prior_estimator: `naive`, `gdregs`, `gdregs-mix` (half of each), or
-            `gdregs.mixed_gdregs(alpha)`, with an alpha for each stochastic layer if you like.
+            `gdregs.mixed_gdregs(alpha)`, with an alpha for each stochastic layer if you like, or
+            `auto`.
         num_gradient_samples: M. The backward pass runs on M of the K samples, resampled by weight
             without bias. None, or K and more: on all. A posterior that has no re-expression rule
             runs it on all.
@@ -127,21 +148,15 @@ def bound(
         Bauer and Mnih, Generalized Doubly Reparameterized Gradient Estimators, 2021.
         Tucker et al., Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives, 2019.
     """
-    value, _ = _evaluate(
-        posterior,
-        prior,
-        likelihood,
-        key,
-        num_samples,
+    settings = Settings(
         objective,
         posterior_estimator,
         prior_estimator,
         num_gradient_samples,
         chunk_size,
         indirect_scores,
-        diagnose=False,
     )
-    return value
+    return evaluate(posterior, prior, likelihood, key, num_samples, settings)[0]
 
 
 def bound_with_diagnostics(
@@ -151,12 +166,7 @@ def bound_with_diagnostics(
     *,
     key: PRNGKeyArray,
     num_samples: Any,
-    objective: Any = IWAE(),
-    posterior_estimator: Any = "dregs",
-    prior_estimator: Any = "gdregs",
-    num_gradient_samples: Any = None,
-    chunk_size: Any = None,
-    indirect_scores: Any = "keep",
+    **settings: Any,
 ) -> tuple[Float[Array, "*batch"], Diagnostics]:
     """`bound`, and how its weight is spread: what to watch during training.
 
@@ -174,57 +184,65 @@ def bound_with_diagnostics(
         >>> float(diagnostics.effective_sample_size), float(diagnostics.weight_kept)
         (4.0, 1.0)
     """
-    value, diagnostics = _evaluate(
-        posterior,
-        prior,
-        likelihood,
-        key,
-        num_samples,
-        objective,
-        posterior_estimator,
-        prior_estimator,
-        num_gradient_samples,
-        chunk_size,
-        indirect_scores,
-        diagnose=True,
-    )
-    assert diagnostics is not None
-    return value, diagnostics
+    chosen = read_settings("bound_with_diagnostics", settings)
+    value, diagnose = evaluate(posterior, prior, likelihood, key, num_samples, chosen)
+    return value, diagnose()
 
 
-def _evaluate(
-    posterior,
-    prior,
-    likelihood,
-    key,
-    num_samples,
-    objective,
-    posterior_estimator,
-    prior_estimator,
-    num_gradient_samples,
-    chunk_size,
-    indirect_scores,
-    *,
-    diagnose: bool,
-) -> tuple[Float[Array, "*batch"], Diagnostics | None]:
-    """Look, choose, pull."""
-    posterior_row = find_posterior_estimator(posterior_estimator)
-    prior_row = find_prior_estimator(prior_estimator)
-    if not isinstance(objective, Objective):
-        raise TypeError(
-            "objective must be an instance of a gdregs.Objective, such as gdregs.IWAE() or one of"
-            f" your own; got {objective!r}."
+bound_with_diagnostics.__signature__ = inspect.signature(bound).replace(  # pyright: ignore
+    return_annotation=inspect.signature(bound_with_diagnostics).return_annotation
+)
+
+
+def read_settings(function: str, settings: Mapping[str, Any]) -> Settings:
+    """The settings of a call by keyword; an error that names the function otherwise."""
+    for name in settings:
+        if name not in Settings._fields:
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
+    return Settings(**settings)
+
+
+def evaluate(
+    posterior: Any,
+    prior: Any,
+    likelihood: Any,
+    key: PRNGKeyArray,
+    num_samples: Any,
+    settings: Settings,
+) -> tuple[Float[Array, "*batch"], Callable[[], Diagnostics]]:
+    """Look, choose, pull; returns the bound, and what computes its diagnostics where asked."""
+    objective = settings.objective
+    posterior_row = find_posterior_estimator(settings.posterior_estimator)
+    prior_row = find_prior_estimator(settings.prior_estimator)
+    check_objective(objective, Objective, "gdregs")
+    if settings.indirect_scores not in ("keep", "drop"):
+        raise ValueError(
+            f"indirect_scores must be 'keep' or 'drop'; got {settings.indirect_scores!r}."
         )
-    if indirect_scores not in ("keep", "drop"):
-        raise ValueError(f"indirect_scores must be 'keep' or 'drop'; got {indirect_scores!r}.")
     _check_mix(prior_row, prior)
-    model, shape = read_model(posterior, prior, likelihood, key, num_samples, chunk_size)
+    is_naive = (
+        posterior_row is POSTERIOR_ESTIMATORS["naive"] and prior_row is PRIOR_ESTIMATORS["naive"]
+    )
+    refuse_inside(is_naive=is_naive)
+    if callable(likelihood):
+        is_linear = isinstance(objective, ELBO) or num_samples == 1
+        is_whole = settings.num_gradient_samples is None and settings.chunk_size is None
+        likelihood = watched(likelihood, is_linear=is_linear, sees_same_noise=is_whole)
+    model, shape = read_model(posterior, prior, likelihood, key, num_samples, settings.chunk_size)
     own_path = _check_paths(model, posterior_row, prior_row)
-    estimators = Estimators(posterior_row, prior_row, own_path, indirect_scores == "keep")
+    keeps_indirect = settings.indirect_scores == "keep"
+    if not keeps_indirect:
+        _check_indirect_scores(posterior, prior)
+    estimators = Estimators(posterior_row, prior_row, own_path, keeps_indirect)
     num_kept = shape.num_samples
-    if num_gradient_samples is not None:
-        num_kept = min(positive_integer("num_gradient_samples", num_gradient_samples), num_kept)
+    if settings.num_gradient_samples is not None:
+        kept_at_most = positive_integer("num_gradient_samples", settings.num_gradient_samples)
+        num_kept = min(kept_at_most, num_kept)
 
+    sizes = {model.num_samples, num_kept, model.look_size, model.chunk_size} - {None}
+    if not isinstance(objective, ELBO) and len(sizes) > 1:
+        z = jax.eval_shape(lambda: model.draw(0, model.num_samples))
+        refuse_new_noise(model.likelihood, z, sizes)
     look = Look(model, shape, objective)
     value = look.value()
     if num_kept == shape.num_samples or own_path:
@@ -232,9 +250,8 @@ def _evaluate(
     else:
         weighed, kept = choose(look, num_kept)
         surrogate = pull(model, estimators, weighed)
-    surrogate = surrogate * model.samples.size  # the mean over the devices is the whole: `sharding`
-    diagnostics = Diagnostics(look.effective_sample_size(), kept) if diagnose else None
-    return with_path(value, surrogate), diagnostics
+    surrogate = surrogate * model.samples.size  # the mean over the devices is the whole: `meshes`
+    return with_path(value, surrogate), lambda: Diagnostics(look.effective_sample_size(), kept)
 
 
 def _check_mix(row: PriorEstimator, prior: Any) -> None:
@@ -253,7 +270,21 @@ def _check_mix(row: PriorEstimator, prior: Any) -> None:
         )
 
 
-def _check_paths(model: Model, posterior: PosteriorEstimator, prior: PriorEstimator) -> bool:
+def _check_indirect_scores(posterior: Any, prior: Any) -> None:
+    """Those of a part of another kind could not be told apart, and would be kept silently."""
+    kept = log_density_without_indirect.dispatch(object)
+    for name, part in (("posterior", posterior), ("prior", prior)):
+        known = log_density_without_indirect.dispatch(type(part)) is not kept
+        if not known and not isinstance(part, dist.Distribution):  # a single one has none
+            raise TypeError(
+                "indirect_scores='drop' drops those of a gdregs.Hierarchy, Chain or TopDown; the"
+                f" {name} is a {type(part).__name__}, in which they cannot be told apart."
+            )
+
+
+def _check_paths(
+    model: Model, posterior: PosteriorEstimator | PosteriorMix, prior: PriorEstimator
+) -> bool:
     """Whether the posterior must use its own sampler as its path; errors where there is none."""
     z = jax.eval_shape(lambda: model.draw(0, model.num_samples))
     if prior.has_path:

@@ -1,14 +1,14 @@
 """Moments of gradient estimators, and a test of whether two of them have one mean."""
 
 from collections.abc import Callable
-from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree
 
-from gdregs.checks import positive_integer
+from gdregs.shared.checks import positive_integer
+from gdregs.shared.statistics import largest_by_chance
 
 GradFn = Callable[[PRNGKeyArray], PyTree]
 
@@ -137,14 +137,6 @@ def _accumulate(grad_fn, key, num_draws, chunk_size):
         return total
 
     return run(key)
-
-
-def largest_by_chance(comparisons: int, false_alarm: float = 1e-3) -> float:
-    """The size that the largest of so many z-scores exceeds with probability `false_alarm`.
-
-    Bonferroni's bound, for two-sided comparisons.
-    """
-    return NormalDist().inv_cdf(1 - false_alarm / (2 * comparisons))
 
 
 class UnbiasednessCheck(NamedTuple):

@@ -6,10 +6,13 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpyro.distributions as dist
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from gdregs.reexpress import reexpress
+from gdregs.evaluation.gates import log_density_without_indirect
+from gdregs.reexpression.reexpress import reexpress
+from gdregs.reexpression.reparameterized import is_reparameterized
+from gdregs.reexpression.support import move_into_support
+from gdregs.shared.graphs import check_names, is_distribution, read_node, topological_order
 
 
 class Hierarchy(eqx.Module):
@@ -56,8 +59,8 @@ class Hierarchy(eqx.Module):
         parents = {}
         self.conditionals = {}
         for name, node in nodes.items():
-            self.conditionals[name], parents[name] = _read_node(name, node)
-        self.parents = tuple((name, parents[name]) for name in _topological_order(parents))
+            self.conditionals[name], parents[name] = read_node(name, node)
+        self.parents = tuple((name, parents[name]) for name in topological_order(parents))
 
     def sample(self, key: PRNGKeyArray, sample_shape: tuple[int, ...] = ()) -> dict[str, Array]:
         """Draw every latent, parents first.
@@ -73,7 +76,7 @@ class Hierarchy(eqx.Module):
         z: dict[str, Array] = {}
         keys = jax.random.split(key, len(self.parents))
         for key, (name, parents) in zip(keys, self.parents, strict=True):
-            conditional = self._conditional(name, parents, z)
+            conditional = self.conditional(name, parents, z)
             z[name] = conditional.sample(key, () if parents else sample_shape)
             shape = jnp.shape(z[name])
             if shape[: len(sample_shape)] != tuple(sample_shape):
@@ -107,10 +110,10 @@ class Hierarchy(eqx.Module):
         Returns:
             By latent, `[K, *batch]`.
         """
-        self._check_names(z)
+        self.check_names(z)
         given = z if parent_values is None else parent_values
         terms = {
-            name: self._conditional(name, parents, given).log_prob(z[name])
+            name: self.conditional(name, parents, given).log_prob(z[name])
             for name, parents in self.parents
         }
         shapes = {name: jnp.shape(term) for name, term in terms.items()}
@@ -121,83 +124,56 @@ class Hierarchy(eqx.Module):
             )
         return terms
 
-    def _conditional(self, name: str, parents: tuple[str, ...], z: Mapping[str, Array]) -> Any:
+    def conditional(self, name: str, parents: tuple[str, ...], z: Mapping[str, Array]) -> Any:
+        """The distribution of a latent given the values of its parents."""
         conditional = self.conditionals[name]
-        if isinstance(conditional, dist.Distribution):
+        if is_distribution(conditional):
             return conditional
         return conditional(*(z[parent] for parent in parents))
 
-    def _check_names(self, z: Any):
-        names = {name for name, _ in self.parents}
-        if not isinstance(z, Mapping) or set(z) != names:
-            given = sorted(z) if isinstance(z, Mapping) else type(z).__name__
-            raise ValueError(
-                f"A Hierarchy over the latents {sorted(names)} was given {given}; posterior and"
-                f" prior must name the same latents."
-            )
-
-
-def _read_node(name: str, node: Any) -> tuple[Any, tuple[str, ...]]:
-    is_pair = isinstance(node, tuple) and len(node) == 2
-    if not is_pair or isinstance(node[1], str) or not callable(node[0]):
-        raise TypeError(
-            f"Latent {name!r} must be a pair (conditional, parents), such as (encoder, ('z1',));"
-            f" got {node!r}."
-        )
-    conditional, parents = node
-    if isinstance(conditional, dist.Distribution) and parents:
-        raise TypeError(
-            f"Latent {name!r} has parents {tuple(parents)}, so its conditional must be a function"
-            f" of them; got the distribution {type(conditional).__name__} itself."
-        )
-    return conditional, tuple(parents)
-
-
-def _topological_order(parents: dict[str, tuple[str, ...]]) -> list[str]:
-    for name, names in parents.items():
-        unknown = [parent for parent in names if parent not in parents]
-        if unknown:
-            raise ValueError(
-                f"Latent {name!r} has unknown parents {unknown}; the latents are {sorted(parents)}."
-            )
-    order: list[str] = []
-    left = dict(parents)
-    while left:
-        ready = [name for name, names in left.items() if all(n in order for n in names)]
-        if not ready:
-            raise ValueError(f"The parents of the latents {_cycle(left)} form a cycle.")
-        order.extend(ready)
-        left = {name: names for name, names in left.items() if name not in ready}
-    return order
-
-
-def _cycle(parents: dict[str, tuple[str, ...]]) -> list[str]:
-    """Follow parents from any latent that waits for one until a latent comes up again."""
-    trail = [next(iter(parents))]
-    while True:
-        parent = next(name for name in parents[trail[-1]] if name in parents)
-        if parent in trail:
-            return trail[trail.index(parent) :]
-        trail.append(parent)
+    def check_names(self, z: Any) -> None:
+        """An error if z does not have exactly the latents of the graph."""
+        check_names({name for name, _ in self.parents}, z)
 
 
 @reexpress.register(Hierarchy)
 def _(distribution: Hierarchy, z: Any) -> dict[str, Array]:
     """Every latent given its re-expressed parents: (C.11), for the entire graph jointly."""
-    distribution._check_names(z)
+    distribution.check_names(z)
     path: dict[str, Array] = {}
     for name, parents in distribution.parents:
-        path[name] = reexpress(distribution._conditional(name, parents, path), z[name])
+        path[name] = reexpress(distribution.conditional(name, parents, path), z[name])
     return path
 
 
-def log_density_without_indirect(part: Any, z: Any) -> Array:
-    r"""The log-density of `part` at z, whose gradient lacks the indirect score functions.
+@is_reparameterized.register(Hierarchy)
+def _(posterior: Hierarchy, key: PRNGKeyArray, num_samples: int) -> bool:
+    """Whether every conditional is."""
+    answers = []
 
-    In a `Hierarchy` no gradient passes from $\log p(z_l \mid \mathrm{pa}(l))$ to the parents by way
-    of the distribution's parameters (the underlined term of Eq. (11)). That is biased; Sec. 3
-    names it as an option, and it is here to be studied. Elsewhere there are none to drop.
-    """
-    if isinstance(part, Hierarchy):
-        return part.log_prob(z, parent_values=jax.lax.stop_gradient(z))
-    return part.log_prob(z)
+    def walk(z):
+        for name, parents in posterior.parents:
+            conditional = posterior.conditional(name, parents, z)
+            answers.append(is_reparameterized(conditional, key, num_samples))
+
+    jax.eval_shape(walk, jax.eval_shape(lambda: posterior.sample(key, (num_samples,))))
+    return all(answers)
+
+
+@move_into_support.register(Hierarchy)
+def _(hierarchy: Hierarchy, z: PyTree) -> tuple[PyTree, Array | None]:
+    """Every latent given its moved parents."""
+    hierarchy.check_names(z)
+    moved, all_inside = {}, None
+    for name, parents in hierarchy.parents:
+        conditional = hierarchy.conditional(name, parents, moved)
+        moved[name], inside = move_into_support(conditional, z[name])
+        if inside is not None:
+            all_inside = inside if all_inside is None else all_inside & inside
+    return moved, all_inside
+
+
+@log_density_without_indirect.register(Hierarchy)
+def _(part: Hierarchy, z: PyTree) -> Array:
+    """No gradient passes to the parents by way of the distribution's parameters."""
+    return part.log_prob(z, parent_values=jax.lax.stop_gradient(z))

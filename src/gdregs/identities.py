@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from gdregs.checks import positive_integer
-from gdregs.estimators import find_prior_estimator
-from gdregs.paths import gated, gated_density, with_path
-from gdregs.reexpress import reexpress
+from gdregs.evaluation.gates import gated, gated_density
+from gdregs.reexpression.paths import with_path
+from gdregs.reexpression.reexpress import reexpress
+from gdregs.shared.checks import positive_integer
+from gdregs.shared.tables import find_prior_estimator
 
 Number = Any  # a float, or an array; all are combined elementwise
 
@@ -145,7 +146,7 @@ def negative_cross_entropy(
 
 
 def _ones_like_density(distribution: Any, z: PyTree) -> Array:
-    shape = jax.eval_shape(distribution.log_prob, z)
+    shape = jax.eval_shape(lambda z: distribution.log_prob(z), z)
     return jnp.ones(shape.shape, shape.dtype)
 
 

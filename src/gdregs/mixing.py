@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from gdregs.estimators import PriorEstimator, mixed_gdregs
+from gdregs.estimators import mixed_gdregs
+from gdregs.shared.tables import PriorEstimator
 
 ALPHA_RANGE = (-1.0, 2.0)
 """Estimates outside are noise of a few draws, as a rule; the optimum of (H.15) can pass 1."""

@@ -8,37 +8,15 @@ does not grow with K: that is what lets `gdregs.bound` stream.
 
 import abc
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import logsumexp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from gdregs.sharding import ALONE, Axis
-
-Carry = Any
-Start = int | Int[Array, ""]
-Update = Callable[[Carry, Float[Array, "k *batch"], Start], Carry]
-Fold = Callable[[Update, Carry], Carry]
-"""Passes every block of log-weights, with the position of its first sample, to an update."""
-
-
-class Shape(NamedTuple):
-    """What an objective may know before it sees a log-weight."""
-
-    num_samples: int
-    batch: tuple[int, ...]
-    dtype: Any
-    devices: Axis = ALONE  # that share the samples: a fold passes the blocks of this one
-
-
-def whole(log_weights: Float[Array, "K *batch"]) -> tuple[Fold, Shape]:
-    """The fold over log-weights that are all in memory, as one block."""
-    shape = Shape(log_weights.shape[0], log_weights.shape[1:], log_weights.dtype)
-    return (lambda update, carry: update(carry, log_weights, 0)), shape
+from gdregs.evaluation.meshes import ALONE, Axis
+from gdregs.evaluation.streams import Fold, Shape, Start, extend_logsumexp, whole
 
 
 class Objective(eqx.Module):
@@ -152,13 +130,6 @@ class ELBO(_Summarized):
     def coefficients(self, summary: Any, log_weights: Array, start: Start) -> tuple[Array, Array]:
         v = jnp.full_like(log_weights, 1 / summary[1])
         return v, v
-
-
-def extend_logsumexp(
-    total: Float[Array, "*batch"], values: Float[Array, "k *batch"]
-) -> Float[Array, "*batch"]:
-    r"""$\log(e^{\mathrm{total}} + \sum_k e^{\mathrm{values}_k})$: a logsumexp, block by block."""
-    return logsumexp(jnp.concatenate([total[None], values]), axis=0)
 
 
 def _running_logsumexp(scale):

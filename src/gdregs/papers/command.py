@@ -4,16 +4,19 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from gdregs.arguments import FLAT, POSITIONAL
+from gdregs.vae.arguments import FLAT, POSITIONAL
 from gdregs.vae.errors import UserError
+from gdregs.vae.networks.mlp import InitialWeights
 
 if TYPE_CHECKING:  # the command line should start without all that these import
-    from gdregs.papers.grid import Scale
+    from gdregs.papers.grids.grid import Scale
+    from gdregs.papers.grids.sweep import Where
     from gdregs.papers.image_models import Only
-    from gdregs.papers.sweep import Where
 
 
-_WithoutImages = Literal["toy", "linear-vae", "cross-entropy", "mixing", "all-analytic"]
+_WithoutImages = Literal[
+    "toy", "linear-vae", "cross-entropy", "mixing", "sequences", "all-analytic"
+]
 _WithImages = Literal["table1", "table2", "poster", "figures", "digits"]
 Experiment = Literal[_WithoutImages, _WithImages]
 IMAGE_GRIDS: tuple[str, ...] = get_args(_WithImages)
@@ -35,6 +38,13 @@ class Sweep:
     """Only these numbers of stochastic layers."""
     pairs: tuple[str, ...] = ()
     """Only these pairs of estimators, such as dregs+gdregs."""
+    tasks: tuple[str, ...] = ()
+    """Only these tasks, such as mnist-conditional-L1."""
+    gradient_samples: int | None = None
+    """M: run the backward pass on M of the K samples, resampled without bias, in every cell; 0: on
+    all. By default the papers' all, and 8 for a cell of each table once more."""
+    initial_weights: InitialWeights | None = None
+    """haiku (the papers' default) or glorot."""
     runs: Path = Path("runs/papers")
     """Folder of all run folders; what is done there is skipped, what was cut off continues."""
     data_dir: Path | None = None
@@ -43,6 +53,9 @@ class Sweep:
     """Train in this process, or submit jobs: to processes of this machine, or to a cluster."""
     executor_options: tuple[str, ...] = ()
     """NAME=VALUE for submitit, such as slurm_partition=gpu gpus_per_node=1 timeout_min=600."""
+    budget: float | None = None
+    """Train only the rows that fit into so many hours on one accelerator, by counted operations:
+    those first that decide most in an hour."""
     jobs: int = 1
     """How many jobs of the local executor run at a time."""
     vmap: Literal["auto", "on", "off"] = "auto"
@@ -50,21 +63,23 @@ class Sweep:
 
     def scale(self) -> "Scale":
         """How much of the papers' computation to do."""
-        from gdregs.papers.grid import Scale
+        from gdregs.papers.grids.grid import Scale
 
-        return Scale(self.epochs, self.seeds, self.subset)
+        return Scale(
+            self.epochs, self.seeds, self.subset, self.gradient_samples, self.initial_weights
+        )
 
     def only(self) -> "Only":
         """Which cells."""
         from gdregs.papers.image_models import Only
 
-        return Only(self.datasets, self.layers, self.pairs)
+        return Only(self.datasets, self.layers, self.pairs, self.tasks)
 
     def where(self) -> "Where":
         """Where the runs are and how they are run."""
         import jax
 
-        from gdregs.papers.sweep import Where
+        from gdregs.papers.grids.sweep import Where
 
         if self.jobs < 1:
             raise UserError(f"--jobs must be at least 1; got {self.jobs}.")
@@ -92,8 +107,8 @@ def reproduce(
     """Measure the papers' claims: results, figures, and pages with the papers' numbers beside ours.
 
     Args:
-        experiment: Without images: toy, linear-vae, cross-entropy, mixing, or all-analytic for the
-            first three. With images: table1, table2, poster, figures, digits.
+        experiment: Without images: toy, linear-vae, cross-entropy, mixing, sequences, or
+            all-analytic for the first three. With images: table1, table2, poster, figures, digits.
         out: Folder of the results; those of the same experiment are replaced.
         seed: Seed of the data, the parameters and the draws of an experiment without images.
         quick: Without images: seconds instead of minutes; the numbers then decide little.
@@ -107,7 +122,9 @@ def reproduce(
             )
         from gdregs.papers.image_models import reproduce_images
 
-        lines = reproduce_images(experiment, out, sweep.scale(), sweep.only(), sweep.where())
+        lines = reproduce_images(
+            experiment, out, sweep.scale(), sweep.only(), sweep.where(), sweep.budget
+        )
     else:
         if sweep != Sweep():
             changed = [

@@ -9,13 +9,12 @@ from typing import Any
 
 import jax
 
-from gdregs.papers.figures import save_figure
-from gdregs.papers.grid import GRIDS, SEEDS, Grid, Scale
-from gdregs.papers.image_figures import CURVES, LAYOUTS, draw_cells
-from gdregs.papers.results import check_folder, read_result
-from gdregs.papers.sweep import Where, plan, run_jobs, scale_cells
-from gdregs.papers.table_page import TITLE, format_page
-from gdregs.papers.tables import (
+from gdregs.papers.grids.budget import DEVICE, within
+from gdregs.papers.grids.grid import GRIDS, SEEDS, Grid, Scale
+from gdregs.papers.grids.sweep import Where, plan, run_jobs, scale_cells
+from gdregs.papers.measures.figures import save_figure
+from gdregs.papers.measures.results import check_folder, read_result
+from gdregs.papers.tables.comparisons import (
     AGREES,
     DISAGREES,
     OPEN,
@@ -25,12 +24,16 @@ from gdregs.papers.tables import (
     rank_correlation,
     read_cell,
 )
+from gdregs.papers.tables.coverage import PAGE as COVERAGE
+from gdregs.papers.tables.coverage import format_coverage, open_questions
+from gdregs.papers.tables.figures import CURVES, LAYOUTS, draw_cells
+from gdregs.papers.tables.page import TITLE, format_page
 from gdregs.vae.config import Config
-from gdregs.vae.datasets import Dataset
+from gdregs.vae.data.datasets import Dataset
+from gdregs.vae.data.omniglot import CHARDATA_TRAIN
 from gdregs.vae.errors import UserError
 from gdregs.vae.files import write_json, write_text
-from gdregs.vae.omniglot import CHARDATA_TRAIN
-from gdregs.vae.provenance import provenance
+from gdregs.vae.runs.provenance import provenance
 
 PAGE = "tables.md"
 NAMES = (*GRIDS, "figures")
@@ -44,11 +47,13 @@ class Only:
         datasets: Names of data sets.
         layers: Numbers of stochastic layers.
         pairs: Such as `dregs+gdregs`.
+        tasks: Such as `mnist-conditional-L1`.
     """
 
     datasets: tuple[str, ...] = ()
     layers: tuple[int, ...] = ()
     pairs: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
 
     def choose(self, cells: Iterable[Config]) -> tuple[Config, ...]:
         """The cells that are meant."""
@@ -58,6 +63,7 @@ class Only:
             if (not self.datasets or cell.dataset in self.datasets)
             and (not self.layers or cell.num_layers in self.layers)
             and (not self.pairs or cell.pair in self.pairs)
+            and (not self.tasks or cell.task in self.tasks)
         )
 
 
@@ -71,7 +77,14 @@ def find_grid(name: str) -> Grid:
     return Grid("Figures 6, 7, G.1 and G.2", chosen, ())
 
 
-def reproduce_images(name: str, folder: Path, scale: Scale, only: Only, where: Where) -> list[str]:
+def reproduce_images(
+    name: str,
+    folder: Path,
+    scale: Scale,
+    only: Only,
+    where: Where,
+    budget: float | None = None,
+) -> list[str]:
     """Train what is missing of a grid, and write results, figures and the page of tables.
 
     Args:
@@ -80,6 +93,8 @@ def reproduce_images(name: str, folder: Path, scale: Scale, only: Only, where: W
         scale: How much of the papers' computation to do.
         only: Which cells.
         where: Where the runs are and how they are run.
+        budget: Only the rows that fit into so many hours on one accelerator, those first that
+            decide most.
 
     Returns:
         Lines that say what was found and where it stands.
@@ -89,11 +104,19 @@ def reproduce_images(name: str, folder: Path, scale: Scale, only: Only, where: W
     """
     _check_scale(scale)
     grid = find_grid(name)
-    originals = only.choose(grid.cells), only.choose(grid.resampled)
+    again = grid.resampled if scale.gradient_samples is None else ()
+    originals = only.choose(grid.cells), only.choose(again)
     if not any(originals):
         raise UserError(f"{name} has no such cells; {_describe_choice(grid)}.")
     _check_folder(folder, name)
     cells, datasets = scale_cells(originals[0], scale, where.data_dir)
+    if budget is not None:
+        cells, spent = within(cells, scale.seeds, budget, open_questions(folder, name))
+        if not cells:
+            raise UserError(f"--budget {budget:g}: no row of {name} takes so little time.")
+        chosen = dict.fromkeys(cell.task for cell in cells)
+        print(f"{', '.join(chosen)}: about {spent:.2g} hours on {DEVICE}.")
+        originals = tuple(c for c in originals[0] if c.task in chosen), ()
     resampled, more = scale_cells(originals[1], scale, where.data_dir)
     datasets |= more
     jobs, done = plan([*cells, *resampled], scale.seeds, where)
@@ -104,7 +127,12 @@ def reproduce_images(name: str, folder: Path, scale: Scale, only: Only, where: W
     trained = _collect(where, cells, scale.seeds)
     trained_again = _collect(where, resampled, scale.seeds)
     lines = write_results(folder, name, grid.title, trained, trained_again, text)
-    return [*lines, f"{folder / PAGE}: ours beside the published tables"]
+    write_text(folder / COVERAGE, format_coverage(folder))
+    return [
+        *lines,
+        f"{folder / PAGE}: ours beside the published tables",
+        f"{folder / COVERAGE}: what length each cell has had",
+    ]
 
 
 def _check_scale(scale: Scale) -> None:
@@ -113,15 +141,18 @@ def _check_scale(scale: Scale) -> None:
     ):  # fmt: skip
         if value is not None and value < 1:
             raise UserError(f"{flag} must be at least 1; got {value}.")
+    if scale.gradient_samples is not None and scale.gradient_samples < 0:
+        raise UserError(f"--gradient-samples must not be negative; got {scale.gradient_samples}.")
 
 
 def _describe_choice(grid: Grid) -> str:
     datasets = dict.fromkeys(cell.dataset for cell in grid.cells)
     layers = sorted({cell.num_layers for cell in grid.cells})
     pairs = dict.fromkeys(cell.pair for cell in grid.cells)
+    tasks = dict.fromkeys(cell.task for cell in grid.cells)
     return (
         f"it has --datasets {' '.join(datasets)}, --layers {' '.join(map(str, layers))},"
-        f" --pairs {' '.join(pairs)}"
+        f" --pairs {' '.join(pairs)}, --tasks {' '.join(tasks)}"
     )
 
 
@@ -150,6 +181,10 @@ def describe_scale(
             for name, data in datasets.items()
             if scale.images < len(data.train)
         ]
+    if scale.gradient_samples:
+        parts.append(f"the backward pass on {scale.gradient_samples} of 64 samples")
+    if scale.initial_weights not in (None, grid.cells[0].initial_weights):
+        parts.append(f"initial weights {scale.initial_weights}")
     count, total = sum(map(len, chosen)), len(grid.cells) + len(grid.resampled)
     if count < total:
         parts.append(f"{count} of {total} cells")

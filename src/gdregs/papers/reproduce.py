@@ -8,9 +8,9 @@ from types import ModuleType
 
 from tqdm import tqdm
 
-from gdregs.papers import cross_entropy, linear_vae, mixing, toy
-from gdregs.papers.claims import FAILS, HOLDS, UNDECIDED
-from gdregs.papers.results import check_folder, write_page, write_result
+from gdregs.papers.experiments import cross_entropy, linear_vae, mixing, sequences, toy
+from gdregs.papers.measures.claims import FAILS, HOLDS, UNDECIDED
+from gdregs.papers.measures.results import check_folder, write_page, write_result
 from gdregs.vae.errors import UserError
 
 EXPERIMENTS: dict[str, ModuleType] = {
@@ -18,6 +18,7 @@ EXPERIMENTS: dict[str, ModuleType] = {
     "linear-vae": linear_vae,
     "cross-entropy": cross_entropy,
     "mixing": mixing,
+    "sequences": sequences,
 }
 ANALYTIC = ("toy", "linear-vae", "cross-entropy")
 

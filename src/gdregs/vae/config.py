@@ -3,15 +3,19 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
-from gdregs.estimators import find_posterior_estimator, find_prior_estimator
 from gdregs.objectives import ELBO, IWAE, JVI, VRIWAE, Objective
-from gdregs.vae.datasets import DATASETS
+from gdregs.shared.tables import find_posterior_estimator, find_prior_estimator
+from gdregs.vae.data.datasets import DATASETS, check_name
+from gdregs.vae.data.own import Options
 from gdregs.vae.errors import UserError
-from gdregs.vae.networks import Precision
+from gdregs.vae.networks.mlp import InitialWeights, Precision
+from gdregs.vae.networks.observations import LikelihoodName
 
 ObjectiveName = Literal["iwae", "elbo", "vr-iwae", "jvi"]
+Networks = Literal["mlp", "conv", "ladder"]
+Likelihood = Literal["auto", "bernoulli", "categorical", "discretised-logistic-mixture", "gaussian"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,17 +23,37 @@ class Config:
     """The settings of a run. Two runs with equal settings give equal numbers, bit for bit."""
 
     dataset: str = "digits"
-    """digits, mnist, fashion-mnist or omniglot."""
+    """digits, mnist, fashion-mnist or omniglot; or the path of your own images: a folder of PNG or
+    JPEG files, an .npy or .npz file, or a saved Hugging Face data set."""
+    image_size: int = 0
+    """Resize own images to so many pixels, square; 0: leave them as they are."""
+    crop: bool = False
+    """Cut the largest square out of the middle of own images first."""
+    grey: bool = False
+    """Make own images grey."""
+    test_share: float = 0.1
+    """The share of own images to test on, where they come without a test set."""
+    split_seed: int = 0
+    """Decides which these are."""
+    networks: Networks = "mlp"
+    """mlp, as in the papers; conv, residual convolutions around them; or ladder, a deep ladder of
+    image-shaped latents."""
+    likelihood: Likelihood = "auto"
+    """auto is bernoulli for the named data sets, and discretised-logistic-mixture for your own."""
+    channels: int = 16
+    """Of convolutions, at full width."""
     conditional: bool = False
     """Model the bottom half of each image given its top half."""
     num_layers: int = 2
     """Stochastic layers, L."""
     latent_size: int = 50
-    """Length of each latent."""
+    """Length of each latent; of a ladder, its channels."""
     hidden_size: int = 300
     """Units in each hidden layer."""
     precision: Precision = "float32"
     """Of matrix products; log-weights and all sums are in float32."""
+    initial_weights: InitialWeights = "glorot"
+    """glorot, or haiku: the default of the library that the papers' code uses."""
     objective: ObjectiveName = "iwae"
     """The Monte Carlo objective."""
     order: float = 0.5
@@ -60,23 +84,38 @@ class Config:
     """Seed of the initial weights, the batches, the binarisation and the samples."""
 
     def __post_init__(self):
-        if self.dataset not in DATASETS:
-            raise UserError(
-                f"unknown dataset {self.dataset!r}; choose one of {', '.join(DATASETS)}."
-            )
-        positive = ("num_layers", "latent_size", "hidden_size", "num_samples", "batch_size")
+        check_name(self.dataset)
+        if not self.is_named:  # a run is used from other folders too
+            object.__setattr__(self, "dataset", str(Path(self.dataset).resolve()))
+        positive = (
+            "num_layers", "latent_size", "hidden_size", "channels", "num_samples", "batch_size",
+        )  # fmt: skip
         for name in (*positive, "record_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{_flag(name)} must be at least 1; got {getattr(self, name)}.")
         counts = ("epochs", "gradient_samples", "train_images", "test_images", "variance_draws")
-        for name in (*counts, "seed"):
+        for name in (*counts, "image_size", "split_seed", "seed"):
             if getattr(self, name) < 0:
                 raise UserError(f"{_flag(name)} must not be negative; got {getattr(self, name)}.")
-        if self.precision not in get_args(Precision):
+        for name, kind in (
+            ("precision", Precision),
+            ("initial_weights", InitialWeights),
+            ("networks", Networks),
+            ("likelihood", Likelihood),
+        ):
+            if getattr(self, name) not in get_args(kind):
+                raise UserError(
+                    f"unknown {name.replace('_', ' ')} {getattr(self, name)!r}; choose one of"
+                    f" {', '.join(get_args(kind))}."
+                )
+        if not 0 < self.test_share < 1:
+            raise UserError(f"--test-share must be between 0 and 1; got {self.test_share}.")
+        if self.networks == "ladder" and self.conditional:
             raise UserError(
-                f"unknown precision {self.precision!r}; choose one of"
-                f" {', '.join(get_args(Precision))}."
+                "--conditional is for --networks mlp and conv; a ladder has no context."
             )
+        if self.networks == "ladder" and self.prior_estimator == "gdregs-mix":
+            raise UserError("--prior-estimator gdregs-mix is for --networks mlp and conv.")
         if self.variance_draws == 1:
             raise UserError("--variance-draws must be 0 or at least 2.")
         if not 0 < self.learning_rate < float("inf"):
@@ -102,7 +141,26 @@ class Config:
     def task(self) -> str:
         """Data set, kind of model and number of layers, such as `mnist-conditional-L2`."""
         kind = "-conditional" if self.conditional else ""
-        return f"{self.dataset}{kind}-L{self.num_layers}"
+        name = self.dataset if self.is_named else Path(self.dataset).resolve().stem
+        networks = "" if self.networks == "mlp" else f"-{self.networks}"
+        return f"{name}{kind}{networks}-L{self.num_layers}"
+
+    @property
+    def is_named(self) -> bool:
+        """Whether the data set is one of ours."""
+        return self.dataset in DATASETS
+
+    @property
+    def likelihood_name(self) -> LikelihoodName:
+        """The likelihood, where `auto` has been resolved."""
+        if self.likelihood == "auto":
+            return "bernoulli" if self.is_named else "discretised-logistic-mixture"
+        return cast(LikelihoodName, self.likelihood)
+
+    @property
+    def options(self) -> Options:
+        """How own images are brought to one form."""
+        return Options(self.image_size, self.crop, self.grey, self.test_share, self.split_seed)
 
     def make_objective(self) -> Objective:
         """The objective that the settings name."""

@@ -1,0 +1,7 @@
+"""`python -m gdregs.cli`."""
+
+import sys
+
+from gdregs.cli import main
+
+sys.exit(main())

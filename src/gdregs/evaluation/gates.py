@@ -1,0 +1,106 @@
+"""Densities whose own parameters are live, stopped, or anything between."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, PyTree
+
+from gdregs.reexpression.paths import refuse_captured
+
+
+def gate(parameters: PyTree, strength: Any) -> PyTree:
+    """Return `parameters` unchanged with their gradient multiplied by `strength`.
+
+    1 leaves them live, 0 stops them, -1 flips the sign of their gradient. The parameters of a
+    `gdregs.Hierarchy` can have a strength for each latent, in a mapping.
+    """
+    if isinstance(strength, Mapping):
+        conditionals = {
+            name: gate(conditional, strength[name])
+            for name, conditional in parameters.conditionals.items()
+        }
+        return eqx.tree_at(lambda hierarchy: hierarchy.conditionals, parameters, conditionals)
+    if isinstance(strength, (int, float)):
+        if strength == 1:
+            return parameters
+        if strength == 0:
+            return jax.lax.stop_gradient(parameters)
+    return jax.tree.map(lambda leaf: _scale_gradient(leaf, strength), parameters)
+
+
+@jax.custom_jvp
+def _scale_gradient(leaf: Array, strength: Any) -> Array:
+    """`leaf`, with its derivative scaled.
+
+    Unlike `with_path(leaf, strength * leaf)` it has no derivative by `strength` of its own: only
+    its derivative by `leaf` has. That is what `gdregs.LearnedMix` differentiates.
+    """
+    del strength
+    return leaf
+
+
+@_scale_gradient.defjvp
+def _scale_gradient_jvp(primals, tangents):
+    (leaf, strength), (leaf_tangent, _) = primals, tangents
+    return leaf, strength * leaf_tangent
+
+
+def gated(part: Any, strength: Any) -> Any:
+    """`part`, a pytree of parameters and anything else, with its parameters behind a `gate`."""
+    parameters, rest = eqx.partition(part, eqx.is_inexact_array)
+    return eqx.combine(gate(parameters, strength), rest)
+
+
+def log_density(part: Any, z: PyTree) -> Array:
+    """The log-density of `part` at z, in nats."""
+    return part.log_prob(z)
+
+
+@functools.singledispatch
+def log_density_without_indirect(part: Any, z: PyTree) -> Array:
+    r"""The log-density of `part` at z, whose gradient lacks the indirect score functions.
+
+    In a `Hierarchy` no gradient passes from $\log p(z_l \mid \mathrm{pa}(l))$ to the parents by way
+    of the distribution's parameters (the underlined term of Eq. (11)). That is biased; Sec. 3
+    names it as an option, and it is here to be studied. Elsewhere there are none to drop.
+    """
+    return part.log_prob(z)
+
+
+def gated_density(
+    part: Any,
+    strength: Any,
+    name: str,
+    log_prob: Callable[[Any, PyTree], Array] = log_density,
+) -> Callable[[PyTree], Array]:
+    r"""The log-density of `part`, with the gradient of its own parameters scaled by `strength`.
+
+    The pytree *leaves* are gated and never the distribution's parameters, so that
+    $\log q(z_2 \mid z_1)$ still passes a gradient to $z_1$ (the indirect score functions, Sec. 3).
+
+    Args:
+        part: The posterior or the prior: a pytree with a method `log_prob(z)`.
+        strength: 1 (live), 0 (stopped), or any factor.
+        name: What to call the part in an error message.
+        log_prob: Evaluates the log-density of a part at z.
+
+    Returns:
+        `z -> log_prob`, `[K, *batch]`, in nats.
+
+    Raises:
+        ValueError: On differentiation, if `part` holds a differentiated parameter in a closure
+            while `strength` is not 1.
+    """
+    if isinstance(strength, (int, float)) and strength == 1:
+        return lambda z: log_prob(part, z)
+    parameters, rest = eqx.partition(part, eqx.is_inexact_array)
+    parameters = gate(parameters, strength)
+
+    def evaluate(parameters, z):
+        return log_prob(eqx.combine(parameters, rest), z)
+
+    guarded = refuse_captured(evaluate, name)
+    return lambda z: guarded(parameters, z)

@@ -1,0 +1,106 @@
+r"""Likelihoods that are random, or bounds themselves: what is right of them, and what is refused.
+
+The identities take $\log w(z)$ to be a function of z. A likelihood with noise $\eta$ of its own is
+one of $(z, \eta)$. As long as the pull sees the noise that the look has seen, that is a bound all
+the same. If it sees other noise, its weights belong to other values than its gradients: for an
+objective that is not linear in the log-weights this is biased, and nothing shows it. So is a doubly
+reparameterized gradient inside: it is the derivative of its bound on average over $\eta$ only, and
+the weights outside depend on $\eta$.
+"""
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jaxtyping import PyTree
+
+_OUTSIDE: contextvars.ContextVar[str | None] = contextvars.ContextVar("outside", default=None)
+"""What the bound around this code needs of a bound inside of its likelihood; None: nothing."""
+
+NAIVE = "naive"
+NOTHING_RIGHT = "nothing is right"
+
+DRAWING = ("random_bits", "threefry2x32", "rng_bit_generator", "rng_uniform")
+
+
+@contextlib.contextmanager
+def _around(need: str | None) -> Iterator[None]:
+    token = _OUTSIDE.set(need)
+    try:
+        yield
+    finally:
+        _OUTSIDE.reset(token)
+
+
+def watched(
+    likelihood: Callable[[PyTree], Any], *, is_linear: bool, sees_same_noise: bool
+) -> Callable[[PyTree], Any]:
+    """`likelihood`, in which a bound that would make the one around it biased is refused.
+
+    Args:
+        likelihood: z -> log p(x|z).
+        is_linear: Whether the objective around it is linear in the log-weights.
+        sees_same_noise: Whether its samples are evaluated in the same shape each time.
+    """
+    need = None if is_linear else NAIVE if sees_same_noise else NOTHING_RIGHT
+
+    def evaluate(z: PyTree) -> Any:
+        outside = _OUTSIDE.get()
+        with _around(NOTHING_RIGHT if NOTHING_RIGHT in (outside, need) else outside or need):
+            return likelihood(z)
+
+    return evaluate
+
+
+def refuse_inside(*, is_naive: bool) -> None:
+    """An error if this bound lies in the likelihood of another one that it would make biased."""
+    need = _OUTSIDE.get()
+    if need is None or (need == NAIVE and is_naive):
+        return
+    raise ValueError(
+        "A bound inside of the likelihood of another one makes that one's gradient biased: its"
+        " weights depend on the noise of the inner bound. Use objective=gdregs.ELBO() outside; or"
+        " posterior_estimator='naive' and prior_estimator='naive' inside and all samples"
+        " (no num_gradient_samples, no chunk_size) outside; or make the inner latents nodes of one"
+        " gdregs.Hierarchy beside the outer ones."
+    )
+
+
+def refuse_new_noise(likelihood: Callable[[PyTree], Any], z: PyTree, sizes: set[int]) -> None:
+    """An error if the likelihood draws other random numbers for other numbers of samples.
+
+    Args:
+        likelihood: z -> log p(x|z).
+        z: The shapes of the samples, leaves `[K, ...]`.
+        sizes: How many samples are evaluated at a time.
+    """
+
+    def drawn(size: int) -> list[tuple[int, ...]]:
+        few = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), z
+        )
+        return list(_drawn(jax.make_jaxpr(likelihood)(few).jaxpr))
+
+    shapes = [drawn(size) for size in sorted(sizes)]
+    if any(found != shapes[0] for found in shapes):
+        raise ValueError(
+            "The likelihood draws random numbers of its own, one for each sample. The backward pass"
+            " runs on other blocks of samples than the look (num_gradient_samples, chunk_size), and"
+            " would draw others, so that the gradient is silently biased. Draw them once for all"
+            " samples, make them latents, or leave both options out."
+        )
+
+
+def _drawn(jaxpr: Any) -> Iterator[tuple[int, ...]]:
+    """The shapes of all random numbers in a program."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in DRAWING:
+            yield tuple(equation.outvars[0].aval.shape)
+        for value in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")
+        ):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from _drawn(inner)

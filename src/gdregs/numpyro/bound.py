@@ -1,0 +1,433 @@
+"""The front-end for numpyro: an objective for `numpyro.infer.SVI`."""
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+from numpyro import handlers
+from numpyro.distributions.transforms import biject_to
+from numpyro.infer import autoguide, elbo
+from numpyro.util import not_jax_tracer
+
+from gdregs.bound import Settings, evaluate
+from gdregs.numpyro.enumeration import sum_out_discrete
+from gdregs.numpyro.programs import (
+    Guide,
+    Layout,
+    Model,
+    Sites,
+    is_delta,
+    is_enumerated,
+    latents,
+    observed,
+)
+from gdregs.objectives import ELBO, IWAE, Objective
+from gdregs.reexpression.paths import once_differentiable
+from gdregs.shared.checks import positive_integer
+from gdregs.shared.tables import AUTO, is_auto
+
+
+class ScaledLatents(Objective):
+    r"""An objective of weights whose latents' log-densities are multiplied by s.
+
+    The identities hold for $\log p(z)$ and $\log q(z)$ themselves, the log-weight has s times them:
+    $c_k = v_k - s \, \partial^2 F / \partial \ell_k^2$ accounts for that in every estimator.
+    """
+
+    objective: Objective
+    scale: Any
+
+    def __call__(self, log_weights: Float[Array, "K *batch"]) -> Float[Array, "*batch"]:
+        """The objective itself."""
+        return self.objective(log_weights)
+
+    def summarize(self, fold: Any, shape: Any) -> Any:
+        """The objective's own summary."""
+        return self.objective.summarize(fold, shape)
+
+    def value(self, summary: Any) -> Float[Array, "*batch"]:
+        """The objective's own value."""
+        return self.objective.value(summary)
+
+    def coefficients(self, summary: Any, log_weights: Any, start: Any) -> tuple[Array, Array]:
+        """Its v, and c with s times the second derivative."""
+        v, c = self.objective.coefficients(summary, log_weights, start)
+        return v, v - self.scale * (v - c)
+
+
+_SHARED_TYPES = ["sample", "prng_key", "control_flow"]
+_OWN_TYPES = ["sample", "plate", "control_flow"]
+
+
+class Bound(elbo.ELBO):
+    r"""`gdregs.bound` of a numpyro model and guide, for `numpyro.infer.SVI`.
+
+    Datapoints have importance weights of their own in the plates that enclose every site of model
+    and guide; subsampling them, `scale`, `mask`, `factor`, parameters, modules and automatic guides
+    work as they do with numpyro's objectives. The latents of the model are re-expressed in its own
+    order. Its loss is minus the bound, in nats, scaled to the whole data where it is subsampled.
+
+    Args:
+        num_particles: K, the number of importance samples.
+        objective: `ELBO()`, `IWAE()`, `VRIWAE(alpha)`, `JVI()`, or an `Objective` of your own.
+        posterior_estimator: As in `gdregs.bound`, or `auto`: naive at first, and from then on, in
+            `gdregs.numpyro.SVI`, the mix of naive and DReGs that had the least variance. numpyro's
+            own SVI has no place for what is learned: there `auto` is `naive`.
+        prior_estimator: The same, of naive and GDReGs.
+        num_gradient_samples: M, as in `gdregs.bound`.
+        chunk_size: As in `gdregs.bound`.
+        vectorize_particles: True evaluates all particles at once, False one after another.
+
+    Raises:
+        TypeError: If a number or the objective is not one.
+        ValueError: If a number is below 1, or an option of numpyro's objectives is given that a
+            bound cannot have (`sum_sites=False`, `multi_sample_guide=True`). When it is evaluated:
+            if a latent is discrete, lies in a `scan`, or is in only one of model and guide; or if a
+            plate that does not enclose every site is subsampled, unless the objective is the ELBO.
+
+    Example:
+        >>> import gdregs.numpyro, jax, numpyro, numpyro.distributions as dist, optax
+        >>> def model(data):
+        ...     centre = numpyro.param("centre", 0.0)
+        ...     with numpyro.plate("data", len(data)):
+        ...         z = numpyro.sample("z", dist.Normal(centre, 1.0))
+        ...         numpyro.sample("x", dist.Normal(z, 1.0), obs=data)
+        >>> def guide(data):
+        ...     slope = numpyro.param("slope", 0.1)
+        ...     with numpyro.plate("data", len(data)):
+        ...         numpyro.sample("z", dist.Normal(slope * data, 0.7))
+        >>> loss = gdregs.numpyro.Bound(num_particles=16)
+        >>> svi = numpyro.infer.SVI(model, guide, optax.adam(0.05), loss)
+        >>> data = jax.numpy.array([1.0, 2.0, 3.0])
+        >>> result = svi.run(jax.random.key(0), 200, data, progress_bar=False)
+        >>> bool(abs(result.params["centre"] - 2.0) < 0.2)  # the mean of the data
+        True
+
+    Reference:
+        Bauer and Mnih, Generalized Doubly Reparameterized Gradient Estimators, 2021.
+    """
+
+    can_infer_discrete = True  # numpyro asks: it sums them out, and refuses others by name
+
+    def __init__(
+        self,
+        num_particles: Any = 1,
+        objective: Any = IWAE(),
+        posterior_estimator: Any = AUTO,
+        prior_estimator: Any = AUTO,
+        *,
+        num_gradient_samples: Any = None,
+        chunk_size: Any = None,
+        vectorize_particles: Any = True,
+        sum_sites: bool = True,
+        multi_sample_guide: bool = False,
+    ):
+        super().__init__(positive_integer("num_particles", num_particles))
+        if not isinstance(vectorize_particles, bool):
+            raise ValueError(
+                "vectorize_particles must be True or False: particles share their weights, so that"
+                " a mapper of your own cannot run them apart; chunk_size streams over them."
+            )
+        if not sum_sites:
+            raise ValueError(
+                "sum_sites=False: a bound is not a sum over sites; numpyro's Trace_ELBO has terms."
+            )
+        if multi_sample_guide:
+            raise ValueError(
+                "multi_sample_guide=True: a bound draws its particles itself; use numpyro's"
+                " Trace_ELBO for guides that draw them."
+            )
+        if not vectorize_particles and chunk_size is None:
+            chunk_size = 1
+        self.wanted = (posterior_estimator, prior_estimator)
+        self.settings = Settings(
+            objective, posterior_estimator, prior_estimator, num_gradient_samples, chunk_size
+        )
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether an estimator is to be learned."""
+        return any(map(is_auto, self.wanted))
+
+    def with_estimators(self, posterior_estimator: Any, prior_estimator: Any) -> "Bound":
+        """The same bound with these estimators in the place of those that are `auto`."""
+        new = copy.copy(self)
+        chosen = {
+            name: given
+            for name, wanted, given in (
+                ("posterior_estimator", self.wanted[0], posterior_estimator),
+                ("prior_estimator", self.wanted[1], prior_estimator),
+            )
+            if is_auto(wanted)
+        }
+        new.settings = self.settings._replace(**chosen)
+        return new
+
+    def loss_with_mutable_state(
+        self,
+        rng_key: PRNGKeyArray,
+        param_map: dict[str, Any],
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Minus the bound, and the state of the `mutable` sites after the first particle."""
+        param_map = _without_second_derivative(param_map)
+        key, posterior, prior, latent_scale, mutable = self._read(
+            rng_key, param_map, model, guide, args, kwargs
+        )
+        if mutable and self.num_particles > 1:
+            warnings.warn(
+                f"mutable state is that of the first of {self.num_particles} particles.",
+                stacklevel=2,
+            )
+        if not prior.drawn:
+            loss = self._loss_without_latents(posterior, prior)
+            return {"loss": loss, "mutable_state": mutable}
+        if prior.is_subsampled and self.num_particles > 1 and self._is_linear:
+            # As numpyro's ELBO: particles add up, and each draws its own part of the data.
+            alone = copy.copy(self)
+            alone.num_particles = 1
+
+            def loss_of_one(key):
+                return alone.loss_with_mutable_state(key, param_map, model, guide, *args, **kwargs)[
+                    "loss"
+                ]
+
+            losses = jax.vmap(loss_of_one)(jax.random.split(rng_key, self.num_particles))
+            return {"loss": jnp.mean(losses), "mutable_state": mutable}
+        settings = self.settings
+        if latent_scale is not None and isinstance(settings.objective, Objective):
+            objective = ScaledLatents(settings.objective, latent_scale)
+            settings = settings._replace(objective=objective)
+        likelihood = prior.likelihood
+        values, _ = evaluate(posterior, prior, likelihood, key, self.num_particles, settings)
+        return {"loss": -jnp.sum(values) * prior.layout.scale, "mutable_state": mutable}
+
+    def _loss_without_latents(self, posterior: Guide, prior: Model) -> Array:
+        """Minus the objective of weights that are all the same: the density of what is observed."""
+        log_weight = prior.without_latents()
+        log_posterior = posterior.without_latents()
+        log_weight = log_weight - jnp.broadcast_to(log_posterior, log_weight.shape)
+        same = jnp.broadcast_to(log_weight, (self.num_particles, *log_weight.shape))
+        return -jnp.sum(self.settings.objective(same)) * prior.layout.scale
+
+    def _read(self, rng_key, param_map, model, guide, args, kwargs):
+        """Run guide and model once to see their sites, as numpyro's own objectives do."""
+        plate_key, key = jax.random.split(rng_key)
+        automatic = guide
+        model, guide = (
+            handlers.seed(program, plate_key, hide_types=_SHARED_TYPES)
+            for program in (model, guide)
+        )
+        model_key, guide_key = jax.random.split(jax.random.split(key, self.num_particles)[0])
+        # Dropout and the like (`prng_key`) is the same for all particles.
+        model, guide = (
+            handlers.seed(program, jax.random.fold_in(plate_key, i), _OWN_TYPES)
+            for i, program in enumerate((model, guide))
+        )
+        guide_trace = _trace(handlers.seed(guide, guide_key), param_map, args, kwargs)
+        state = {**param_map, **_of_type("mutable", guide_trace)}
+        replayed = handlers.replay(handlers.seed(model, model_key), guide_trace)
+        model_trace = _trace(replayed, state, args, kwargs)
+        mutable = {**_of_type("mutable", guide_trace), **_of_type("mutable", model_trace)}
+        _check_sites(model_trace, guide_trace)
+        layout = self._layout(model_trace, guide_trace)
+        plates = {**_of_type("plate", guide_trace), **_of_type("plate", model_trace)}
+        inverses = _inverses(automatic, _samples(model_trace), _samples(guide_trace))
+        self._check_factors(guide_trace)
+        posterior = Guide(guide, layout, param_map, plates, (args, kwargs))
+        drawn = tuple(latents(_samples(guide_trace)))
+        is_subsampled = any(
+            site["type"] == "plate" and len(site["value"]) < site["args"][0]
+            for trace in (guide_trace, model_trace)
+            for site in trace.values()
+        )
+        parts = (layout, param_map, plates, (args, kwargs), inverses, drawn, is_subsampled)
+        if any(map(is_enumerated, _samples(model_trace).values())):
+            prior = sum_out_discrete(model, parts, model_trace, guide_trace)
+        else:
+            prior = Model(model, *parts)
+        latent_scale = self._latent_scale(layout, model_trace, guide_trace)
+        return key, posterior, prior, latent_scale, mutable or None
+
+    @property
+    def _is_linear(self) -> bool:
+        """Whether the objective is linear in the log-weights."""
+        return isinstance(self.settings.objective, ELBO) or self.num_particles == 1
+
+    @property
+    def _is_naive(self) -> bool:
+        settings = self.settings
+        estimators = (settings.posterior_estimator, settings.prior_estimator)
+        return all(name in ("naive", AUTO) for name in estimators)
+
+    def _check_factors(self, guide_trace: Any) -> None:
+        """A guide that adds factors does not draw from what it says is its density."""
+        factors = sorted(observed(_samples(guide_trace)))
+        if factors and not self._is_naive:
+            raise ValueError(
+                f"The guide adds the factor {factors[0]!r} to its density, so that its latents are"
+                f" not drawn from it, and only the estimators 'naive' are unbiased."
+            )
+
+    def _latent_scale(self, layout: Layout, model_trace: Any, guide_trace: Any) -> Any:
+        """The factor at the densities of all latents, from `handlers.scale`; None if it is 1."""
+        if self._is_linear:
+            return None
+        scales = [
+            (name, 1.0 if site["scale"] is None else site["scale"])
+            for trace in (model_trace, guide_trace)
+            for name, site in latents(_samples(trace)).items()
+        ]
+        first = scales[0][1] if scales else layout.scale
+        for _, scale in scales:
+            if scale is not first and not _is_close(scale, first):
+                if self._is_naive:
+                    return None
+                raise ValueError(
+                    f"The latents {sorted(dict(scales))} have different scales (handlers.scale, or"
+                    f" plates that do not enclose every site), so that their densities do not make"
+                    f" one importance weight. Use the same scale in model and guide, or"
+                    f" objective=gdregs.ELBO(), or the estimators 'naive'."
+                )
+        return None if _is_close(first, layout.scale) else first / layout.scale
+
+    def _layout(self, model_trace: Any, guide_trace: Any) -> Layout:
+        """The plates that enclose every site of both, and the sites' event axes."""
+        sites = {**_samples(guide_trace), **_samples(model_trace)}
+        stacks = [
+            {(frame.name, frame.dim, frame.size) for frame in site["cond_indep_stack"]}
+            for trace in (model_trace, guide_trace)
+            for site in _samples(trace).values()
+        ]
+        enclosing = set.intersection(*stacks) if stacks else set()
+        scales = {}
+        for name, _, size in set().union(*stacks):
+            trace = model_trace if name in model_trace else guide_trace
+            # A plate inside of a scan is not in the trace.
+            scales[name] = trace[name]["args"][0] / size if name in trace else 1.0
+        for name, _, size in set().union(*stacks) - enclosing:
+            if scales[name] != 1 and not self._is_linear:
+                raise ValueError(
+                    f"The plate {name!r} is subsampled but does not enclose every site of model and"
+                    f" guide, so that its {size} elements cannot stand for all of them inside of"
+                    f" one importance weight. Use objective=gdregs.ELBO(), or the whole data."
+                )
+        scale = 1.0
+        for name, _, _ in enclosing:
+            scale *= scales[name]
+        dims = tuple(sorted(dim for _, dim, _ in enclosing))
+        return Layout(dims, scale, tuple((n, s["fn"].event_dim) for n, s in sites.items()))
+
+
+def _without_second_derivative(params: dict[str, Any]) -> dict[str, Any]:
+    error = NotImplementedError(
+        "The bound has no second derivative: the gradient of its surrogate is an estimator, the"
+        " Hessian is not. Differentiate numpyro.infer.util.log_density instead."
+    )
+    parameters, rest = eqx.partition(params, eqx.is_inexact_array)
+    parameters = jax.tree.map(lambda leaf: once_differentiable(leaf, error), parameters)
+    return eqx.combine(parameters, rest)
+
+
+def _is_close(a: Any, b: Any) -> bool:
+    """Whether two numbers are known to be the same."""
+    if not_jax_tracer(a) and not_jax_tracer(b):
+        return bool(np.allclose(a, b, rtol=1e-6, atol=0))
+    return a is b
+
+
+def _trace(program: Any, data: Any, args: Any, kwargs: Any) -> Any:
+    return handlers.trace(handlers.substitute(program, data=data)).get_trace(*args, **kwargs)
+
+
+def _of_type(kind: str, trace: Any) -> dict[str, Any]:
+    return {name: site["value"] for name, site in trace.items() if site["type"] == kind}
+
+
+def _samples(trace: Any) -> Sites:
+    return {name: site for name, site in trace.items() if site["type"] == "sample"}
+
+
+def _check_sites(model_trace: Any, guide_trace: Any) -> None:
+    """Every latent is drawn by the guide, is continuous, and has the shape that the model says."""
+    for name, site in _samples(guide_trace).items():
+        if is_enumerated(site):
+            raise ValueError(
+                f"The guide enumerates site {name!r}: leave it out of the guide, and enumerate it"
+                f" in the model, which sums it out."
+            )
+    drawn, needed = latents(_samples(guide_trace)), latents(_samples(model_trace))
+    auxiliary = {name for name, site in drawn.items() if site["infer"].get("is_auxiliary")}
+    for name in needed:
+        if needed[name]["fn"].is_discrete:
+            raise ValueError(
+                f"Site {name!r} is a discrete latent, which has no gradient. "
+                + (
+                    f"Sum it out: numpyro.sample({name!r}, ..., infer={{'enumerate': 'parallel'}}),"
+                    f" without a site in the guide."
+                    if needed[name]["fn"].has_enumerate_support
+                    else "It has too many values to be summed out: marginalise it by hand."
+                )
+            )
+        if name not in drawn:
+            raise ValueError(f"The model's latent site {name!r} is missing in the guide.")
+        shapes = [jnp.shape(drawn[name]["value"]), tuple(needed[name]["fn"].shape())]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"Site {name!r} has shape {shapes[0]} in the guide and {shapes[1]} in the model."
+            )
+    for name in drawn:
+        if name not in needed and name not in auxiliary:
+            raise ValueError(
+                f"The guide's site {name!r} is missing in the model. If it is auxiliary, say so:"
+                f" numpyro.sample({name!r}, ..., infer={{'is_auxiliary': True}})."
+            )
+    for name, site in drawn.items():
+        if site["fn"].is_discrete:
+            raise ValueError(f"Site {name!r} is a discrete latent, which has no gradient.")
+
+
+def _inverses(guide: Any, model_sites: Sites, guide_sites: Sites) -> dict[str, Callable]:
+    """Auxiliary sites of automatic guides, as functions of the latents computed from them."""
+
+    def unconstrain(name, value):
+        return biject_to(model_sites[name]["fn"].support).inv(value)
+
+    inverses: dict[str, Callable] = {}
+    suffix = "_unconstrained"
+    for name, site in latents(guide_sites).items():
+        if name in model_sites:
+            continue
+        source = name.removesuffix(suffix)
+        if name.endswith(suffix) and source in model_sites and is_delta(guide_sites[source]["fn"]):
+            inverses[name] = lambda path, source=source: unconstrain(source, path[source])
+        elif isinstance(guide, autoguide.AutoContinuous) and hasattr(guide, "_unpack_latent"):
+            unpack, latent = guide._unpack_latent, site["value"]
+            unpacked = jax.eval_shape(unpack, latent)
+            if all(
+                value.shape == jnp.shape(unconstrain(part, model_sites[part]["value"]))
+                for part, value in unpacked.items()
+            ):  # otherwise the guide runs a chain of its own
+                inverses[name] = _packing(unpack, latent, unconstrain)
+    return inverses
+
+
+def _packing(unpack: Any, latent: Float[Array, "..."], unconstrain: Callable) -> Callable:
+    """The inverse of `unpack`, which only moves numbers: its transpose."""
+    pack = jax.linear_transpose(lambda x: dict(unpack(x)), jnp.zeros_like(latent))
+
+    def inverse(path):
+        names = jax.eval_shape(unpack, latent)
+        (packed,) = pack({name: unconstrain(name, path[name]) for name in names})
+        return packed
+
+    return inverse

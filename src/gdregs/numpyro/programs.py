@@ -1,0 +1,331 @@
+r"""numpyro programs as the three parts of a bound.
+
+A guide is a posterior and a model is a prior and a likelihood: `gdregs.bound` needs samples,
+log-densities and re-expression of them, and gets each by running the program under effect handlers.
+Latents are a dict by site; each leaf has the axes `[K, *batch, ...]`, where `*batch` are the plates
+that enclose every site. Sites are re-expressed in the order in which their program runs them, so
+that a site sees its parents move.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jaxtyping import Array, PRNGKeyArray, PyTree
+from numpyro import handlers
+from numpyro.primitives import Messenger
+
+from gdregs.reexpression.paths import refuse_differentiation, with_path
+from gdregs.reexpression.reexpress import NoReexpressionError, reexpress
+from gdregs.reexpression.reparameterized import is_reparameterized
+from gdregs.reexpression.support import move_into_support
+
+Values = dict[str, Array]
+Sites = dict[str, dict[str, Any]]
+
+
+class Layout(NamedTuple):
+    """Where the enclosing plates are, and how sites add up over all others.
+
+    Attributes:
+        dims: The negative dimensions of the plates that enclose every site, in order.
+        scale: The factor by which these plates stand for data that were not subsampled.
+        event_dims: The number of event axes of each latent.
+    """
+
+    dims: tuple[int, ...]
+    scale: float
+    event_dims: tuple[tuple[str, int], ...]
+
+    def to_front(self, values: Values) -> Values:
+        """Move the enclosing plates of each value (of one particle) to its front."""
+        return {name: self._move(name, value, forth=True) for name, value in values.items()}
+
+    def to_place(self, values: Values) -> Values:
+        """Undo `to_front`."""
+        return {name: self._move(name, value, forth=False) for name, value in values.items()}
+
+    def _move(self, name: str, value: Array, *, forth: bool) -> Array:
+        axes = [jnp.ndim(value) - dict(self.event_dims)[name] + dim for dim in self.dims]
+        front = list(range(len(axes)))
+        return jnp.moveaxis(value, *((axes, front) if forth else (front, axes)))
+
+    def add_up(self, sites: list[dict[str, Any]]) -> Array:
+        """The log-densities of sites, summed over all but the enclosing plates."""
+        total = jnp.zeros(())
+        for site in sites:
+            try:
+                log_prob = site["fn"].log_prob(site["value"])
+            except NotImplementedError as error:
+                raise ValueError(
+                    f"Site {site['name']!r}: the density of its {type(site['fn']).__name__} is"
+                    f" known only along its own sampler ({error}) A bound evaluates it at given"
+                    f" values; use a guide with an inverse, such as AutoIAFNormal, or numpyro's"
+                    f" Trace_ELBO."
+                ) from None
+            if site["scale"] is not None:
+                log_prob = log_prob * (site["scale"] / self.scale)
+            log_prob = self.reduce(jnp.sum, log_prob)
+            total = log_prob + jnp.broadcast_to(total, log_prob.shape)
+        return total
+
+    def reduce(self, operation: Callable[..., Array], values: Array) -> Array:
+        """Apply a reduction over all batch axes but those of the enclosing plates."""
+        others = [axis for axis in range(values.ndim) if axis - values.ndim not in self.dims]
+        return operation(values, axis=tuple(others))
+
+
+class Program(eqx.Module):
+    """A numpyro program, its parameters and its arguments."""
+
+    function: Callable = eqx.field(static=True)
+    layout: Layout = eqx.field(static=True)
+    params: dict[str, PyTree]
+    plates: dict[str, Array]  # the indices that each plate has drawn
+    arguments: tuple[tuple[Any, ...], dict[str, Any]]
+
+    def run(self, handler: Messenger) -> Sites:
+        """Run the program for one particle under a handler; returns its sample sites."""
+        args, kwargs = self.arguments
+        handler.fn = handlers.substitute(self.function, data={**self.params, **self.plates})
+        trace = handlers.trace(handler).get_trace(*args, **kwargs)
+        return {name: site for name, site in trace.items() if site["type"] == "sample"}
+
+
+class Guide(Program):
+    """The posterior."""
+
+    def sample(self, key: PRNGKeyArray, sample_shape: tuple[int]) -> Values:
+        """Draw particles; keys are split as numpyro's own objectives split them."""
+
+        def draw(key):
+            _, guide_key = jax.random.split(key)
+            sites = self.run(handlers.seed(rng_seed=guide_key))
+            return self.layout.to_front({name: s["value"] for name, s in latents(sites).items()})
+
+        return jax.vmap(draw)(jax.random.split(key, sample_shape))
+
+    def log_prob(self, z: Values) -> Array:
+        """The guide's log-density; what it computes from other sites (`Delta`) it computes anew."""
+
+        def one(z):
+            batch = next(iter(z.values())).shape[: len(self.layout.dims)]
+            at = AtSites(
+                self.layout.to_place(z), lambda fn, value, _: None if is_delta(fn) else value
+            )
+            return jnp.broadcast_to(self.layout.add_up(list(self.run(at).values())), batch)
+
+        return jax.vmap(one)(z)
+
+    def without_latents(self) -> Array:
+        """The log-density of what a guide without latents observes, `[*batch]`."""
+        return self.layout.add_up(list(self.run(AtSites({}, as_is)).values()))
+
+
+class Model(Program):
+    """The prior, and with it the likelihood."""
+
+    inverses: Any = eqx.field(static=True)  # auxiliary sites of the guide as functions of latents
+    drawn: tuple[str, ...] = eqx.field(static=True)  # what the guide draws
+    is_subsampled: bool = eqx.field(static=True)  # whether a plate is
+
+    def log_prob(self, z: Values) -> Array:
+        """The log-density of the latents."""
+        return self._evaluate(z, latents)
+
+    def likelihood(self, z: Values) -> Array:
+        """The log-density of the observed sites given the latents."""
+        return self._evaluate(z, observed)
+
+    def without_latents(self) -> Array:
+        """The log-density of a model that has no latents, `[*batch]`."""
+        return self.layout.add_up(list(observed(self.run(AtSites({}, as_is))).values()))
+
+    def is_moved(self, name: str) -> bool:
+        """Whether the prior has a path for a latent."""
+        del name
+        return True
+
+    def _evaluate(self, z: Values, choose: Callable[[Sites], Sites]) -> Array:
+        def one(z):
+            batch = next(iter(z.values())).shape[: len(self.layout.dims)]
+            sites = self.run(AtSites(self.layout.to_place(z), as_is))
+            return jnp.broadcast_to(self.layout.add_up(list(choose(sites).values())), batch)
+
+        return jax.vmap(one)(z)
+
+
+@move_into_support.register(Model)
+def _(model: Model, z: Values) -> tuple[Values, Array]:
+    """Move each latent into its support given those before it."""
+
+    def one(z):
+        def move(fn, value, name):
+            return move_into_support(fn, value)[0] if model.is_moved(name) else value
+
+        moved = latents(model.run(AtSites(z, move)))
+        moved = {name: site for name, site in moved.items() if model.is_moved(name)}
+        inside = [move_into_support(site["fn"], z[name])[1] for name, site in moved.items()]
+        z = model.layout.to_front({**z, **{name: s["value"] for name, s in moved.items()}})
+        batch = next(iter(z.values())).shape[: len(model.layout.dims)]
+        flags = [
+            jnp.ones((), bool) if flag is None else model.layout.reduce(jnp.all, flag)
+            for flag in inside
+        ]
+        together = jnp.ones(batch, bool)
+        for flag in flags:
+            together &= jnp.broadcast_to(flag, batch)
+        return z, together
+
+    return jax.vmap(lambda z: one(model.layout.to_place(z)))(z)
+
+
+@is_reparameterized.register(Guide)
+def _(guide: Guide, key: PRNGKeyArray, num_samples: int) -> bool:
+    """Whether numpyro can differentiate the sampler of every site."""
+    del num_samples
+    answers = []
+
+    def draw(key):
+        sites = latents(guide.run(handlers.seed(rng_seed=key)))
+        answers.extend(is_delta(site["fn"]) or site["fn"].has_rsample for site in sites.values())
+
+    jax.eval_shape(draw, key)
+    return all(answers)
+
+
+@reexpress.register(Guide)
+def _(guide: Guide, z: Values) -> Values:
+    """The path of every site of the guide."""
+
+    def one(z):
+        sites = guide.run(AtSites(z, _moved))
+        return guide.layout.to_front({name: s["value"] for name, s in latents(sites).items()})
+
+    return jax.vmap(lambda z: one(guide.layout.to_place(z)))(z)
+
+
+@reexpress.register(Model)
+def _(model: Model, z: Values) -> Values:
+    """The path of every latent of the model, and of what the guide drew it from."""
+
+    def one(z):
+        def at(fn, value, name):
+            return _moved_lazily(fn, value, name) if model.is_moved(name) else value
+
+        sites = model.run(AtSites(z, at))
+        path = {name: site["value"] for name, site in latents(sites).items()}
+        for name in sorted(set(z) - set(path)):
+            path[name] = _follow(name, z, path, model.inverses.get(name))
+        return model.layout.to_front(path)
+
+    return jax.vmap(lambda z: one(model.layout.to_place(z)))(z)
+
+
+def _follow(name: str, z: Values, path: Values, inverse: Callable | None) -> Array:
+    """An auxiliary site, moved so that the latents that are computed from it follow their path."""
+    if inverse is not None:
+        return with_path(z[name], inverse(path))
+    error = TypeError(
+        f"The guide draws the auxiliary site {name!r}, which gdregs cannot compute back from the"
+        f" latents. Use prior_estimator='naive'."
+    )
+    total = sum(jnp.sum(refuse_differentiation(leaf, error)) for leaf in path.values())
+    return with_path(z[name], z[name] + jnp.asarray(0 * total, z[name].dtype))
+
+
+def _moved(fn: Any, value: Array, name: str) -> Array:
+    try:
+        return reexpress(fn, value)
+    except NoReexpressionError as error:
+        raise NoReexpressionError(f"site {name!r}: {error}") from None
+
+
+def _moved_lazily(fn: Any, value: Array, name: str) -> Array:
+    """A site without a rule is no obstacle as long as nothing that is learned would move it."""
+    try:
+        return reexpress(fn, value)
+    except NoReexpressionError as error:
+        refusal = TypeError(f"prior: site {name!r}: {error} Or use prior_estimator='naive'.")
+        leaves = filter(eqx.is_inexact_array, jax.tree.leaves(fn))
+        total = sum(jnp.sum(refuse_differentiation(leaf, refusal)) for leaf in leaves)
+        return with_path(value, value + jnp.asarray(0 * total, jnp.result_type(value)))
+
+
+def as_is(fn: Any, value: Array, name: str) -> Array:
+    """The value of a site."""
+    del fn, name
+    return value
+
+
+class AtSites(Messenger):
+    """Give each latent site the value `at(fn, value, name)`; None leaves it to the program."""
+
+    def __init__(self, z: Values, at: Callable[[Any, Array, str], Array | None]):
+        self.z = z
+        self.at = at
+        super().__init__(None)
+
+    def process_message(self, msg: Any) -> None:
+        """Set the value of a site, or hand the rule on to the sites of a scan."""
+        if msg["type"] == "control_flow":
+            _, _, xs, length, reverse = msg["args"]
+            length = len(jax.tree.leaves(xs)[0]) if length is None else length
+            msg["kwargs"]["substitute_stack"].append(("substitute", self._in_scan(length, reverse)))
+        elif not msg.get("_control_flow_done"):  # those of a scan come again, stacked
+            value = self._value(msg, lambda value: value)
+            if value is not None:
+                msg["value"] = value
+
+    def _in_scan(self, length: int, reverse: bool) -> Callable[[Any], Array | None]:
+        """The same for the sites of one step of a `scan`, whose values are stacked over steps."""
+
+        def substitute(msg):
+            step = msg["infer"]["_scan_current_index"]
+            step = length - 1 - step if reverse else step
+            value = self._value(msg, lambda value: value[step])
+            if value is None:
+                return None
+            missing = len(msg["fn"].shape()) - jnp.ndim(value)  # dimensions of summed latents
+            return jnp.reshape(value, (1,) * missing + jnp.shape(value))
+
+        return substitute
+
+    def _value(self, msg: Any, choose: Callable[[Array], Array]) -> Array | None:
+        if msg["type"] != "sample" or msg["is_observed"] or msg["name"] not in self.z:
+            return None
+        value = self.at(msg["fn"], choose(self.z[msg["name"]]), msg["name"])
+        return msg["fn"](rng_key=jax.random.key(0)) if value is None else value  # a Delta: its own
+
+
+def latents(sites: Sites) -> Sites:
+    """The sites that are drawn: neither observed nor summed out."""
+    return {
+        name: site
+        for name, site in sites.items()
+        if not (site["is_observed"] or is_enumerated(site))
+    }
+
+
+def is_enumerated(site: dict[str, Any]) -> bool:
+    """Whether a site is a discrete latent that is to be summed out."""
+    return (
+        not site["is_observed"]
+        and site["infer"].get("enumerate") == "parallel"
+        and site["fn"].has_enumerate_support
+    )
+
+
+def observed(sites: Sites) -> Sites:
+    """The sites that are given, factors included."""
+    return {name: site for name, site in sites.items() if site["is_observed"]}
+
+
+def is_delta(fn: Any) -> bool:
+    """Whether a site is a value that the program has computed."""
+    while isinstance(fn, (dist.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)):
+        fn = fn.base_dist
+    return isinstance(fn, dist.Delta)

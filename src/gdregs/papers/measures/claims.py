@@ -1,0 +1,121 @@
+"""A paper's statement, what we measured, and whether it holds."""
+
+import dataclasses
+from typing import Any
+
+from gdregs.papers.measures.measure import Measured
+
+HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
+NUM_ERRORS = 3.0
+"""A verdict is given where the measurement clears its limit by so many standard errors."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """One row of the page of claims.
+
+    Attributes:
+        source: Where the paper says it.
+        statement: What it says, in our words.
+        measured: What we measured, as text.
+        value: The number that decides, where one number does.
+        error: Its standard error.
+        limit: What it is compared with, as text.
+        verdict: `holds`, `does not hold` or `undecided`.
+        note: What else is known, above all where it does not hold.
+    """
+
+    source: str
+    statement: str
+    measured: str
+    value: float
+    error: float
+    limit: str
+    verdict: str
+    note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The claim as JSON can hold it."""
+        return dataclasses.asdict(self)
+
+
+def at_most(
+    source: str, statement: str, what: str, measured: Measured, limit: float, note: str = ""
+) -> Claim:
+    """Holds where the number lies below the limit."""
+    return _decide(source, statement, what, measured, limit - measured.value, f"< {limit:g}", note)
+
+
+def at_least(
+    source: str, statement: str, what: str, measured: Measured, limit: float, note: str = ""
+) -> Claim:
+    """Holds where the number lies above the limit."""
+    return _decide(source, statement, what, measured, measured.value - limit, f"> {limit:g}", note)
+
+
+def within(
+    source: str,
+    statement: str,
+    what: str,
+    measured: Measured,
+    target: float,
+    margin: float,
+    note: str = "",
+) -> Claim:
+    """Holds where the number lies closer to the target than the margin.
+
+    A rate that a theory gives for large K cannot be met exactly at finite K, so a margin is stated
+    and equality up to it is tested.
+    """
+    distance = margin - abs(measured.value - target)
+    return _decide(
+        source, statement, what, measured, distance, f"{target:g} up to {margin:g}", note
+    )
+
+
+def no_outlier(
+    source: str, statement: str, what: str, largest: float, threshold: float, note: str = ""
+) -> Claim:
+    """Holds where the largest of many z-scores is one that chance allows."""
+    return Claim(
+        source,
+        statement,
+        f"{what} {largest:,.2f} standard errors",
+        largest,
+        1.0,
+        f"< {threshold:.2f}",
+        HOLDS if largest < threshold else FAILS,
+        note,
+    )
+
+
+def _decide(source, statement, what, measured, distance, limit, note) -> Claim:
+    """`distance` is how far the number lies on the side where the claim holds."""
+    if distance > NUM_ERRORS * measured.error:
+        verdict = HOLDS
+    elif -distance > NUM_ERRORS * measured.error:
+        verdict = FAILS
+    else:
+        verdict = UNDECIDED
+    text = f"{what} {measured}"
+    return Claim(source, statement, text, measured.value, measured.error, limit, verdict, note)
+
+
+def format_claims(claims: list[Claim]) -> str:
+    """The claims as a Markdown table, with notes below."""
+    lines = [
+        "| source | the papers' statement | measured | limit | verdict |",
+        "|---|---|---|---|---|",
+    ]
+    notes = []
+    for claim in claims:
+        mark = ""
+        if claim.note:
+            notes.append(claim.note)
+            mark = f" ({len(notes)})"
+        cells = (claim.source, claim.statement, claim.measured, claim.limit)
+        lines.append(f"| {' | '.join(cells)} | **{claim.verdict}**{mark} |")
+    text = "\n".join(lines) + "\n"
+    if notes:
+        text += "\n" + "\n".join(f"{i}. {note}" for i, note in enumerate(notes, 1)) + "\n"
+    return text

@@ -1,0 +1,341 @@
+"""The objective for `pyro.infer.SVI`."""
+
+import copy
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer import elbo
+from pyro.util import warn_if_nan
+from torch import Tensor
+
+from gdregs.pyro.programs import Guide, Model, latents, observed, without_observed
+from gdregs.pyro.reading import inverses, read_layout, read_sites
+from gdregs.shared.checks import check_objective, positive_integer
+from gdregs.shared.tables import (
+    AUTO,
+    find_posterior_estimator,
+    find_prior_estimator,
+    is_auto,
+)
+from gdregs.torch import weights
+from gdregs.torch.auto import Auto
+from gdregs.torch.autograd import with_path
+from gdregs.torch.objectives import ELBO, IWAE, Coefficients, Objective
+from gdregs.torch.pull import pull
+from gdregs.torch.reexpress import NoPriorPathError
+from gdregs.torch.support import move_into_support
+
+
+class ScaledLatents(Objective):
+    r"""An objective of weights whose latents' log-densities are multiplied by s.
+
+    The identities hold for $\log p(z)$ and $\log q(z)$ themselves, the log-weight has s times them:
+    $c_k = v_k - s \, \partial^2 F / \partial \ell_k^2$ accounts for that in every estimator.
+    """
+
+    def __init__(self, objective: Objective, scale: float):
+        self.objective, self.scale = objective, scale
+
+    def __call__(self, log_weights: Tensor) -> Tensor:
+        """The objective itself."""
+        return self.objective(log_weights)
+
+    def coefficients(self, log_weights: Tensor) -> Coefficients:
+        """Its v, and c with s times the second derivative."""
+        value, v, c = self.objective.coefficients(log_weights)
+        return Coefficients(value, v, v - self.scale * (v - c))
+
+
+class Bound(elbo.ELBO):
+    r"""`gdregs.torch.bound` of a Pyro model and guide, for `pyro.infer.SVI`.
+
+    Datapoints have importance weights of their own in the plates that enclose every site of model
+    and guide; subsampling them, `scale`, `mask`, `obs_mask`, `pyro.factor`, parameters, modules and
+    automatic guides work as they do with Pyro's objectives. Its loss is minus the bound, in nats,
+    scaled to the whole data where it is subsampled.
+
+    Args:
+        num_particles: K, the number of importance samples.
+        objective: `ELBO()`, `IWAE()`, `VRIWAE(alpha)`, `JVI()` of `gdregs.torch`, or an `Objective`
+            of your own.
+        posterior_estimator: As in `gdregs.torch.bound`, or `auto`: naive at first, and from then on
+            the mix of naive and DReGs that had the least variance in the steps before.
+        prior_estimator: The same, of naive and GDReGs.
+        num_gradient_samples: M, as in `gdregs.torch.bound`.
+        chunk_size: Where particles are vectorised, how many to look at at a time.
+        vectorize_particles: True runs the program once, in an outermost plate of all particles, as
+            Pyro's own objectives do; False runs it for one particle after another.
+        max_plate_nesting: As in Pyro; found by a run of model and guide unless given.
+        retain_graph: As in Pyro.
+        strict_enumeration_warning: Taken as Pyro's objectives take it, and without effect.
+        ignore_jit_warnings: Likewise.
+
+    Raises:
+        TypeError: If a number or the objective is not one.
+        ValueError: If a number is below 1. When it is evaluated: if a latent is discrete or is in
+            only one of model and guide; or if a plate that does not enclose every site is
+            subsampled, unless the objective is the ELBO.
+
+    Example:
+        >>> import gdregs.pyro, pyro, pyro.distributions as dist, torch
+        >>> pyro.set_rng_seed(0)
+        >>> pyro.clear_param_store()
+        >>> def model(data):
+        ...     centre = pyro.param("centre", torch.tensor(0.0))
+        ...     with pyro.plate("data", len(data)):
+        ...         z = pyro.sample("z", dist.Normal(centre, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=data)
+        >>> def guide(data):
+        ...     slope = pyro.param("slope", torch.tensor(0.1))
+        ...     with pyro.plate("data", len(data)):
+        ...         pyro.sample("z", dist.Normal(slope * data, 0.7))
+        >>> loss = gdregs.pyro.Bound(num_particles=16, vectorize_particles=True)
+        >>> svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), loss)
+        >>> losses = [svi.step(torch.tensor([1.0, 2.0, 3.0])) for _ in range(200)]
+        >>> abs(pyro.param("centre").item() - 2.0) < 0.2  # the mean of the data
+        True
+
+    Reference:
+        Bauer and Mnih, Generalized Doubly Reparameterized Gradient Estimators, 2021.
+    """
+
+    def __init__(
+        self,
+        num_particles: Any = 1,
+        objective: Any = None,
+        posterior_estimator: Any = AUTO,
+        prior_estimator: Any = AUTO,
+        *,
+        num_gradient_samples: Any = None,
+        chunk_size: Any = None,
+        vectorize_particles: bool = False,
+        max_plate_nesting: float = math.inf,
+        retain_graph: bool | None = None,
+        strict_enumeration_warning: bool = True,
+        ignore_jit_warnings: bool = False,
+    ):
+        super().__init__(
+            num_particles=positive_integer("num_particles", num_particles),
+            max_plate_nesting=max_plate_nesting,
+            vectorize_particles=vectorize_particles,
+            strict_enumeration_warning=strict_enumeration_warning,
+            ignore_jit_warnings=ignore_jit_warnings,
+            retain_graph=retain_graph,
+        )
+        self.objective = IWAE() if objective is None else objective
+        check_objective(self.objective, Objective, "gdregs.torch")
+        self.wanted = (posterior_estimator, prior_estimator)
+        find_posterior_estimator(posterior_estimator)
+        find_prior_estimator(prior_estimator)
+        self.num_gradient_samples, self.chunk_size = (
+            None if value is None else positive_integer(name, value)
+            for name, value in (
+                ("num_gradient_samples", num_gradient_samples),
+                ("chunk_size", chunk_size),
+            )
+        )
+        self.auto = Auto(prior=is_auto(prior_estimator))
+        self._have_run: list[Any] = []
+
+    def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        """Minus the bound, in nats."""
+        with torch.no_grad():
+            value = self._loss(model, guide, args, kwargs, *self._rows(*self.auto.estimators))
+        warn_if_nan(value, "loss")
+        return float(value)
+
+    def differentiable_loss(
+        self, model: Callable, guide: Callable, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Minus the bound, whose gradient is the estimator; `auto` does not learn from it."""
+        loss = self._loss(model, guide, args, kwargs, *self._rows(*self.auto.estimators))
+        warn_if_nan(loss, "loss")
+        return loss
+
+    def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        """Minus the bound; its gradient is added to `.grad` of all parameters."""
+        capture = poutine.trace(param_only=True)
+
+        def loss_of(*estimators: Any) -> Tensor:
+            return self._loss(model, guide, args, kwargs, *self._rows(*estimators))
+
+        def parameters() -> list[Tensor]:
+            sites: Any = capture.trace.nodes.values()
+            return list({id(p): p for p in (_leaf(site["value"]) for site in sites)}.values())
+
+        with capture:
+            if any(map(is_auto, self.wanted)):
+                loss = self._learn(loss_of, parameters)
+            else:
+                loss = loss_of(*self.wanted)
+                if loss.requires_grad:
+                    loss.backward(retain_graph=self.retain_graph)
+        loss = loss.detach()
+        warn_if_nan(loss, "loss")
+        return float(loss)
+
+    def _learn(self, loss_of: Any, parameters: Any) -> Tensor:
+        try:
+            return self.auto.backward(loss_of, parameters, retain_graph=self.retain_graph)
+        except NoPriorPathError as error:
+            if not self.auto.prior:
+                raise
+            warnings.warn(f"{error} The automatic choice is naive from now on.", stacklevel=4)
+            self.auto = Auto(prior=False)
+            return self.auto.backward(loss_of, parameters, retain_graph=self.retain_graph)
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        """Pyro's own walks over traces: a bound has runs of its own instead."""
+        raise NotImplementedError("gdregs.pyro.Bound is not a sum over the sites of one trace.")
+
+    def _rows(self, posterior: Any, prior: Any) -> tuple[Any, Any]:
+        """The estimators that were asked for, with these in the place of `auto`."""
+        chosen = [
+            learned if is_auto(wanted) else wanted
+            for wanted, learned in zip(self.wanted, (posterior, prior), strict=True)
+        ]
+        return find_posterior_estimator(chosen[0]), find_prior_estimator(chosen[1])
+
+    @property
+    def _is_linear(self) -> bool:
+        """Whether the objective is linear in the log-weights."""
+        return isinstance(self.objective, ELBO) or self.num_particles == 1
+
+    @property
+    def _is_vectorized(self) -> bool:
+        return self.vectorize_particles and self.num_particles > 1
+
+    def _run_first(self, model, guide, args, kwargs) -> None:
+        """Let automatic guides look at their model, and find out how deep the plates are."""
+        guess = copy.copy(self)
+        with torch.no_grad(), torch.random.fork_rng():
+            guess._guess_max_plate_nesting(model, without_observed(guide), args, kwargs)
+        if self.max_plate_nesting == math.inf:
+            self.max_plate_nesting = guess.max_plate_nesting
+        self._have_run.append((model, guide))
+
+    def _loss(self, model, guide, args, kwargs, posterior_row, prior_row) -> Tensor:
+        if not any(model is one and guide is other for one, other in self._have_run):
+            self._run_first(model, guide, args, kwargs)
+        if (
+            isinstance(self.objective, ELBO)
+            and self.num_particles > 1
+            and not (self.vectorize_particles or self.num_gradient_samples)
+        ):
+            # As Pyro's: particles add up, and each draws its own part of the data.
+            alone = copy.copy(self)
+            alone.num_particles = 1
+            losses = [
+                alone._loss(model, guide, args, kwargs, posterior_row, prior_row)
+                for _ in range(self.num_particles)
+            ]
+            return torch.stack(losses).mean()
+        is_naive = posterior_row.density == 1 and prior_row.density == 1
+        look = _Look(self, model, guide, (args, kwargs), is_naive)
+        z, log_weights = look.all()
+        scale = look.model.layout.scale
+        if z is None:
+            same = log_weights.expand(self.num_particles, *log_weights.shape)
+            return -self.objective(same).sum() * scale
+        objective = self.objective
+        if look.latent_scale is not None:
+            objective = ScaledLatents(objective, look.latent_scale)
+        with torch.no_grad():
+            value, weighed = weights.weigh(objective, z, log_weights)
+            kept = min(self.num_gradient_samples or self.num_particles, self.num_particles)
+            if kept < self.num_particles:
+                weighed = weights.choose(weighed, kept)
+        if torch.is_grad_enabled():
+            parts = weights.Model(
+                look.guide, look.model, look.model.likelihood, self.num_particles, None
+            )
+            value = with_path(value, pull(parts, weighed, posterior_row, prior_row))
+        return -value.sum() * scale
+
+
+class _Look:
+    """Model and guide of one step, and the first run of both."""
+
+    def __init__(self, bound: Bound, model: Any, guide: Any, arguments: Any, is_naive: bool):
+        self.bound, self.is_naive = bound, is_naive
+        plates: dict[str, Tensor] = {}
+        particles = -int(bound.max_plate_nesting) if bound._is_vectorized else None
+        self.automatic = guide
+        self.guide = Guide(without_observed(guide), arguments, particles, plates)
+        self.model = Model(model, arguments, particles, plates)
+        self.latent_scale: float | None = None
+
+    def all(self) -> tuple[Any, Tensor]:
+        """The latents of all particles, None where there are none, and their log-weights."""
+        bound = self.bound
+        size = bound.chunk_size or bound.num_particles if bound._is_vectorized else 1
+        sizes = [size] * (bound.num_particles // size)
+        if sum(sizes) < bound.num_particles:
+            sizes.append(bound.num_particles - sum(sizes))
+        blocks = []
+        for number, size in enumerate(sizes):
+            with torch.no_grad():
+                drawn = self.guide.run(size)
+                values, flags, sites = self._weigh(latents(drawn), size)
+            if number == 0:
+                self._read(sites, drawn)
+            if not latents(sites):
+                return None, self._without_latents()
+            with torch.no_grad():
+                blocks.append(self._log_weights(values, flags, sites, drawn, size))
+        z, log_weights = zip(*blocks, strict=True)
+        return self.model.gather(list(z)), self.model.gather(list(log_weights))
+
+    def _weigh(self, drawn: Any, size: int) -> Any:
+        """Run the model at what the guide drew, moved into the model's supports."""
+        values = {name: site["value"] for name, site in drawn.items()}
+        flags: dict[str, Tensor] = {}
+
+        def at(fn, name):
+            if name not in values or fn.support.is_discrete:
+                return values.get(name)
+            values[name], inside = move_into_support(fn, values[name])
+            if inside is not None:
+                flags[name] = inside
+            return values[name]
+
+        return values, flags, self.model.run(size, at)
+
+    def _read(self, sites: Any, drawn: Any) -> None:
+        """What the first run says of all others."""
+        read_sites(sites, drawn, self.is_naive)
+        layout, self.latent_scale = read_layout(
+            sites, drawn, self.model.particles, self.bound._is_linear, self.is_naive
+        )
+        self.guide.layout = self.model.layout = layout
+        is_vectorized = self.model.particles is not None
+        self.model.inverses = inverses(self.automatic, sites, drawn, is_vectorized)
+
+    def _without_latents(self) -> Tensor:
+        """The log-density of what is observed, which is live; of one particle, `[*batch]`."""
+        total: Any = 0.0
+        for program, sign in ((self.model, 1), (self.guide, -1)):
+            particles, program.particles = program.particles, None
+            sites = observed(program.run(1))
+            program.particles = particles
+            one = self.model.layout._replace(particles=None)
+            total = total + sign * one.add_up(sites, 1, {})
+        return total
+
+    def _log_weights(self, values, flags, sites, drawn, size) -> tuple[Any, Tensor]:
+        layout = self.model.layout
+        log_weights = layout.add_up(sites, size, values)
+        log_weights = log_weights - layout.add_up(latents(drawn), size, values)
+        for inside in flags.values():
+            outside = torch.where(inside, 0.0, -math.inf).to(log_weights.dtype)
+            log_weights = log_weights + layout.reduce(outside)
+        log_weights = log_weights.masked_fill(log_weights.isnan(), -math.inf)
+        return layout.to_front(values), log_weights
+
+
+def _leaf(value: Any) -> Tensor:
+    return value.unconstrained() if hasattr(value, "unconstrained") else value

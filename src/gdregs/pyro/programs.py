@@ -1,0 +1,364 @@
+r"""Pyro programs as the three parts of a bound.
+
+Latents are a dict by site; each tensor has the axes `[K, *batch, ...]`, where `*batch` are the
+plates that enclose every site. Sites are re-expressed in the order in which their program runs
+them, so that a site sees its parents move. Particles run all at once, in an outermost plate, or one
+after another.
+"""
+
+import contextlib
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from gdregs.torch.autograd import Switch, link, with_path
+from gdregs.torch.hierarchy import Walked, walk
+from gdregs.torch.reexpress import NoReexpressionError, reexpress
+
+Values = dict[str, Tensor]
+At = Callable[[Any, str], Tensor | None]
+Sites = dict[str, dict[str, Any]]
+
+PARTICLES = "num_particles_vectorized"
+"""The name that Pyro gives to the plate of all particles."""
+
+
+class Layout(NamedTuple):
+    """Where the axes of a value are.
+
+    Attributes:
+        dims: The negative dimensions of the plates that enclose every site, in order.
+        scale: The factor by which these plates stand for data that were not subsampled.
+        event_dims: The number of event axes of each latent.
+        particles: The negative dimension of the plate of particles; None runs them one by one.
+    """
+
+    dims: tuple[int, ...]
+    scale: float
+    event_dims: dict[str, int]
+    particles: int | None
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """The dimensions that a log-density keeps."""
+        return self.dims if self.particles is None else (self.particles, *self.dims)
+
+    def to_front(self, values: Values) -> Values:
+        """Move the kept axes of the values of a run to their fronts."""
+        return {name: self._move(name, value, forth=True) for name, value in values.items()}
+
+    def to_place(self, values: Values) -> Values:
+        """Undo `to_front`."""
+        return {name: self._move(name, value, forth=False) for name, value in values.items()}
+
+    def _move(self, name: str, value: Tensor, *, forth: bool) -> Tensor:
+        places = [value.ndim - self.event_dims[name] + dim for dim in self.kept]
+        front = list(range(len(places)))
+        return value.movedim(*((places, front) if forth else (front, places)))
+
+    def add_up(self, sites: Sites, size: int, values: Values) -> Tensor:
+        """The log-densities of sites of a run, summed over all but the kept axes.
+
+        Args:
+            sites: The sites.
+            size: How many particles the run is of.
+            values: Latents in their places, which tell the sizes of the plates.
+        """
+        total = torch.zeros(())
+        for name, value in list(values.items())[:1]:
+            rank = value.ndim - self.event_dims[name]
+            lead = [value.shape[rank + dim] for dim in self.dims]
+            lead = lead if self.particles is None else [size, *lead]
+            total = torch.zeros(lead, dtype=value.dtype, device=value.device)
+        for site in sites.values():
+            total = total + self.reduce(self._log_prob(site))
+        return total
+
+    def _log_prob(self, site: dict[str, Any]) -> Tensor:
+        try:
+            log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+        except (NotImplementedError, KeyError) as error:
+            raise ValueError(
+                f"Site {site['name']!r}: the density of its {type(site['fn']).__name__} is known"
+                f" only along its own sampler ({error!r}). A bound evaluates it at given values;"
+                f" use a guide with an inverse, or pyro's Trace_ELBO."
+            ) from None
+        return scale_and_mask(log_prob, site["scale"] / self.scale, site["mask"])
+
+    def reduce(self, log_prob: Any) -> Tensor:
+        """Sum over all batch axes but those that are kept."""
+        log_prob = torch.as_tensor(log_prob)
+        rank = max((-dim for dim in self.kept), default=0)
+        log_prob = log_prob.reshape((1,) * (rank - log_prob.ndim) + tuple(log_prob.shape))
+        others = [axis for axis in range(log_prob.ndim) if axis - log_prob.ndim not in self.kept]
+        return log_prob.sum(others) if others else log_prob
+
+
+class Program:
+    """A Pyro program, its arguments, and what all runs of one step have in common.
+
+    A network's own randomness (dropout) is the same in all of them: the numbers that latents and
+    plates are drawn from are kept apart from it.
+    """
+
+    def __init__(self, function: Callable, arguments: Any, particles: int | None, plates: Values):
+        self.function = function
+        self.arguments = arguments
+        self.particles = particles
+        self.plates = plates  # the indices that each plate has drawn
+        self.seed = zlib.crc32(torch.get_rng_state().numpy().tobytes())  # without drawing
+        self.has_drawn: Any = None  # where the program's own random numbers ended
+        self.layout: Any = None
+
+    def run(self, size: int, at: At | None = None) -> Sites:
+        """Run the program for some particles; returns its sample sites."""
+        args, kwargs = self.arguments
+        streams = Streams(self.seed)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(streams)
+            recorder = stack.enter_context(poutine.trace())
+            stack.enter_context(AtSites(at, self.plates, streams))
+            if self.particles is not None:
+                stack.enter_context(pyro.plate(PARTICLES, size, dim=self.particles))
+            self.function(*args, **kwargs)
+            self._check_noise(streams.state())
+        nodes: Any = recorder.trace.nodes
+        for name, site in nodes.items():
+            is_plate = site["type"] == "sample" and site_is_subsample(site)
+            if is_plate and name != PARTICLES:
+                self.plates.setdefault(name, site["value"])
+        return samples(recorder.trace)
+
+    def _check_noise(self, state: Tensor) -> None:
+        if self.has_drawn is None:
+            self.has_drawn = state
+        if not torch.equal(self.has_drawn, state):
+            raise ValueError(
+                "A network of model or guide draws random numbers of its own, such as dropout's,"
+                " one for each particle. The backward pass runs on other blocks of particles than"
+                " the look (num_gradient_samples, chunk_size), and would draw others, so that the"
+                " gradient is silently biased. Leave both options out, or use"
+                " vectorize_particles=False."
+            )
+
+    def runs(self, z: Values) -> Iterator[tuple[Values, int]]:
+        """The particles z as the program sees them: all at once, or one after another."""
+        size = len(next(iter(z.values())))
+        if self.particles is not None:
+            yield self.layout.to_place(z), size
+            return
+        for k in range(size):
+            yield self.layout.to_place({name: value[k] for name, value in z.items()}), 1
+
+    def gather(self, blocks: list[Any]) -> Any:
+        """What single runs gave, on one axis of particles."""
+        join = torch.stack if self.particles is None else torch.cat
+        if isinstance(blocks[0], dict):
+            return {name: join([one[name] for one in blocks]) for name in blocks[0]}
+        return join(blocks)
+
+    def log_prob_of(self, choose: Callable[[Sites], Sites], z: Values) -> Tensor:
+        """The log-density of some sites at the latents z, `[K, *batch]`."""
+        terms = []
+        for values, size in self.runs(z):
+            sites = self.run(size, lambda fn, name, values=values: self.given(fn, values, name))
+            terms.append(self.layout.add_up(choose(sites), size, values))
+        return self.gather(terms)
+
+    def given(self, fn: Any, values: Values, name: str) -> Tensor | None:
+        """The value of a latent site; None leaves it to the program."""
+        return None if self.computes(fn) else values.get(name)
+
+    def computes(self, fn: Any) -> bool:
+        """Whether the value of a site is computed from others, and not drawn."""
+        del fn
+        return False
+
+    def follow(self, path: Values, values: Values) -> Values:
+        """The path of all latents, from that of those which the program draws."""
+        del values
+        return path
+
+
+class Guide(Program):
+    """The posterior."""
+
+    def computes(self, fn: Any) -> bool:
+        """What a guide computes from other sites (`Delta`) it computes anew."""
+        return is_delta(fn)
+
+    def log_prob(self, z: Values) -> Tensor:
+        """The guide's log-density."""
+        return self.log_prob_of(latents, z)
+
+
+class Model(Program):
+    """The prior, and with it the likelihood."""
+
+    inverses: dict[str, Callable]  # auxiliary sites of the guide as functions of latents
+
+    def log_prob(self, z: Values) -> Tensor:
+        """The log-density of the latents."""
+        return self.log_prob_of(latents, z)
+
+    def likelihood(self, z: Values) -> Tensor:
+        """The log-density of the observed sites given the latents."""
+        return self.log_prob_of(observed, z)
+
+    def follow(self, path: Values, values: Values) -> Values:
+        """Move what the guide drew the latents from so that they follow their path."""
+        path = dict(path)
+        for name in set(values) - set(path):
+            if name not in self.inverses:
+                raise NoReexpressionError(
+                    f"the guide draws the auxiliary site {name!r}, which gdregs cannot compute back"
+                    f" from the latents."
+                )
+            path[name] = with_path(values[name], self.inverses[name](path, values[name]))
+        return path
+
+
+@walk.register(Program)
+def _(part: Program, leaves: Values, needs_path: bool, switch: Switch) -> Walked:
+    """Each site sees its parents as leaves and as points on their path at the same time."""
+    paths, terms = [], []
+    for values, size in part.runs(leaves):
+        path: Values = {}
+
+        def at(fn: Any, name: str, values: Values = values, path: Values = path) -> Tensor | None:
+            if name not in values:
+                return None
+            if part.computes(fn):
+                path[name] = fn.rsample()
+                return path[name]
+            if not needs_path:
+                return values[name]
+            path[name] = moved(fn, values[name], name)
+            return link(values[name], path[name], switch)
+
+        sites = part.run(size, at)
+        terms.append(part.layout.add_up(latents(sites), size, values))
+        if needs_path:
+            paths.append(part.layout.to_front(part.follow(path, values)))
+    return Walked(part.gather(terms), part.gather(paths) if needs_path else None)
+
+
+def moved(fn: Any, value: Tensor, name: str) -> Tensor:
+    """The path of a site; an error names it."""
+    try:
+        return reexpress(fn, value)
+    except NoReexpressionError as error:
+        raise NoReexpressionError(f"site {name!r}: {error}") from None
+
+
+class Streams:
+    """Random numbers of a program's own, the same in each run, and those of its latents.
+
+    As a context it lets the program draw from a stream of its own; `of_latents` lets what happens
+    inside draw from PyTorch's generators as they were.
+    """
+
+    def __init__(self, seed: int):
+        self.seed = seed
+        self.other: Any = None
+
+    def state(self) -> Tensor:
+        """Where the present stream is, the GPUs' together with the CPU's."""
+        return torch.cat([state.cpu() for state in _states()])
+
+    def __enter__(self) -> "Streams":
+        self.other = _states()
+        for generator in _generators():
+            generator.manual_seed(self.seed)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._swap()
+
+    @contextlib.contextmanager
+    def of_latents(self) -> Iterator[None]:
+        """PyTorch's own stream."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        here = _states()
+        for generator, state in zip(_generators(), self.other, strict=True):
+            generator.set_state(state)
+        self.other = here
+
+
+def _generators() -> list[torch.Generator]:
+    on_gpus = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
+    return [torch.default_generator, *on_gpus]
+
+
+def _states() -> list[Tensor]:
+    return [generator.get_state() for generator in _generators()]
+
+
+class AtSites(Messenger):
+    """Give each site that is drawn its value: that of `at(fn, name)`, or a draw of its own."""
+
+    def __init__(self, at: At | None, plates: Values, streams: Streams):
+        super().__init__()
+        self.at, self.plates, self.streams = at, plates, streams
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] or msg["done"] or msg["value"] is not None:
+            return
+        name, fn = msg["name"], msg["fn"]
+        value = None
+        with self.streams.of_latents():
+            if site_is_subsample(msg):
+                value = self.plates.get(name)
+            elif self.at is not None:
+                value = self.at(fn, name)
+            if value is None:
+                value = fn(*msg["args"], **msg["kwargs"])
+        msg["value"], msg["done"] = value, True
+
+
+def samples(trace: Any) -> Sites:
+    """The sample sites of a trace, without those that plates draw their indices by."""
+    return {
+        name: site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not site_is_subsample(site)
+    }
+
+
+def latents(sites: Sites) -> Sites:
+    """The sites that are drawn."""
+    return {name: site for name, site in sites.items() if not site["is_observed"]}
+
+
+def observed(sites: Sites) -> Sites:
+    """The sites that are given, factors included."""
+    return {name: site for name, site in sites.items() if site["is_observed"]}
+
+
+def without_observed(guide: Any) -> Any:
+    """The guide; one that is an effect on its model (`AutoMessenger`) runs what that observes."""
+    if not isinstance(poutine.unwrap(guide), Messenger):
+        return guide
+    return poutine.block(guide, hide_fn=lambda site: bool(site.get("is_observed")))
+
+
+def is_delta(fn: Any) -> bool:
+    """Whether a site is a value that the program has computed."""
+    while hasattr(fn, "base_dist") and not isinstance(fn, dist.TransformedDistribution):
+        fn = fn.base_dist
+    return isinstance(fn, dist.Delta)

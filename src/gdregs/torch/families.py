@@ -1,0 +1,227 @@
+"""The rules of `reexpress` for `torch.distributions`."""
+
+from typing import Any
+
+import torch
+import torch.distributions as dist
+from torch import Tensor
+from torch.distributions import constraints
+
+from gdregs.torch.reexpress import NoReexpressionError, hold, hold_support, reexpress, rule
+
+
+@rule(dist.Cauchy, dist.Gumbel, dist.Laplace, dist.Normal)
+def _location_scale(distribution: Any, z: Tensor) -> Tensor:
+    r"""$z = \mu + \sigma\epsilon$."""
+    loc, scale = distribution.loc, distribution.scale
+    return loc + scale * ((z - loc) / scale).detach()
+
+
+@rule(dist.HalfCauchy, dist.HalfNormal)
+def _scale(distribution: Any, z: Tensor) -> Tensor:
+    r"""$z = \sigma\epsilon$."""
+    return distribution.scale * (z / distribution.scale).detach()
+
+
+@rule(dist.Exponential)
+def _exponential(distribution: Any, z: Tensor) -> Tensor:
+    r"""$z = \epsilon / \lambda$."""
+    return (z * distribution.rate).detach() / distribution.rate
+
+
+@rule(dist.Uniform)
+def _uniform(distribution: Any, z: Tensor) -> Tensor:
+    """Its only parameters are the ends of its support, which cannot move."""
+    hold("Uniform", distribution.low, distribution.high)
+    return z
+
+
+@rule(dist.Gamma)
+def _gamma(distribution: Any, z: Tensor) -> Tensor:
+    r"""$z = g / \lambda$, where g moves with the concentration by the implicit derivative."""
+    rate = distribution.rate
+    return _standard_gamma(distribution.concentration, (z * rate).detach()) / rate
+
+
+def _standard_gamma(concentration: Tensor, value: Tensor) -> Tensor:
+    value = _positive(value)
+    fixed = concentration.detach().expand(value.shape)
+    slope = torch._standard_gamma_grad(fixed, value)  # pyright: ignore[reportPrivateImportUsage]
+    return value + slope * (concentration - concentration.detach())
+
+
+def _positive(value: Tensor) -> Tensor:
+    return value.clamp(min=torch.finfo(value.dtype).tiny)
+
+
+@rule(dist.Dirichlet)
+def _dirichlet(distribution: Any, z: Tensor) -> Tensor:
+    """All shares move with each concentration, so that they add up to 1."""
+    return _shares(distribution.concentration, z)
+
+
+@rule(dist.Beta)
+def _beta(distribution: Any, z: Tensor) -> Tensor:
+    """The first of two shares."""
+    one, zero = distribution.concentration1, distribution.concentration0
+    concentration = torch.stack([one, zero], -1)
+    return _shares(concentration, torch.stack([z, 1 - z], -1))[..., 0]
+
+
+def _shares(concentration: Tensor, z: Tensor) -> Tensor:
+    fixed = concentration.detach().expand(z.shape)
+    total = fixed.sum(-1, True).expand(z.shape)
+    slope = torch._dirichlet_grad(z, fixed, total)  # pyright: ignore[reportPrivateImportUsage]
+    moves = slope * (concentration - concentration.detach())
+    return z + moves - z * moves.sum(-1, keepdim=True)
+
+
+@rule(dist.StudentT)
+def _student_t(distribution: Any, z: Tensor) -> Tensor:
+    r"""$z = \mu + \sigma x \sqrt{\nu / s}$ with normal x and $s \sim \chi^2(\nu)$.
+
+    Given the sample, $s \sim \mathrm{Gamma}((\nu+1)/2, (1+t^2/\nu)/2)$: both noises of the sampler
+    are kept.
+    """
+    loc, scale, df = distribution.loc, distribution.scale, distribution.df
+    t = ((z - loc) / scale).detach()
+    fixed = df.detach().expand(t.shape)
+    half_s = dist.Gamma((fixed + 1) / 2, 1 + t**2 / fixed).sample()
+    x = t * (2 * half_s / fixed).sqrt()
+    moved = _standard_gamma(df / 2, half_s)
+    return loc + scale * (x * (df / (2 * moved)).sqrt())
+
+
+@rule(dist.MultivariateNormal)
+def _multivariate_normal(distribution: Any, z: Tensor) -> Tensor:
+    r"""$z = \mu + L\epsilon$."""
+    loc, lower = distribution.loc, distribution._unbroadcasted_scale_tril
+    noise = torch.linalg.solve_triangular(lower, (z - loc)[..., None], upper=False).detach()
+    return loc + (lower @ noise)[..., 0]
+
+
+@rule(dist.LowRankMultivariateNormal)
+def _low_rank_multivariate_normal(distribution: Any, z: Tensor) -> Tensor:
+    r"""$z = \mu + W\epsilon_W + D^{1/2}\epsilon_D$, with both noises of the sampler.
+
+    Given z, $\epsilon_W \sim \mathcal N(C^{-1} W^T D^{-1} (z - \mu), C^{-1})$ with
+    $C = I + W^T D^{-1} W$. The path of a single noise has the derivative 0 by W at W = 0.
+    """
+    loc, factor = distribution.loc, distribution._unbroadcasted_cov_factor
+    scale = distribution._unbroadcasted_cov_diag.sqrt()
+    with torch.no_grad():
+        whitened = factor / scale[..., None]
+        size = factor.shape[-1]
+        eye = torch.eye(size, dtype=z.dtype, device=z.device)
+        lower = torch.linalg.cholesky(whitened.mT @ whitened + eye)
+        standard = ((z - loc) / scale)[..., None]
+        centre = torch.linalg.solve_triangular(lower, whitened.mT @ standard, upper=False)
+        centre = centre + torch.randn_like(centre)
+        shared = torch.linalg.solve_triangular(lower.mT, centre, upper=True)
+        own = (standard - whitened @ shared)[..., 0]
+    return loc + (factor @ shared)[..., 0] + scale * own
+
+
+@rule(dist.Independent)
+def _independent(distribution: Any, z: Tensor) -> Tensor:
+    """The base distribution's own path."""
+    return reexpress(distribution.base_dist, z)
+
+
+@rule(dist.TransformedDistribution)
+def _transformed(distribution: Any, z: Tensor) -> Tensor:
+    r"""$z = f_n(\dots f_1(T(\epsilon)))$, with every transform's own parameters on the path."""
+    name = type(distribution).__name__
+    steps = _flatten(distribution.transforms)
+    base = z
+    with torch.no_grad():
+        for step in reversed(steps):
+            if not step.bijective:
+                raise NoReexpressionError(
+                    f"{name} has no re-expression rule: its transform {type(step).__name__} is not"
+                    f" invertible."
+                )
+            base = step.inv(base)
+    hold_support(distribution)
+    ends = not _is_everywhere(distribution.base_dist.support)
+    path: Any = reexpress(distribution.base_dist, base)
+    for step in steps:
+        if ends and isinstance(step, dist.AffineTransform):
+            hold(name, step.loc)
+        path = step(path)
+        ends = ends or not _is_everywhere(step.codomain)
+    return path
+
+
+def _flatten(steps: Any) -> list[Any]:
+    flat = []
+    for step in steps:
+        is_composition = isinstance(step, dist.ComposeTransform)
+        flat.extend(_flatten(step.parts) if is_composition else [step])
+    return flat
+
+
+def _is_everywhere(support: Any) -> bool:
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return isinstance(support, type(constraints.real))
+
+
+@rule(dist.RelaxedBernoulli, dist.relaxed_bernoulli.LogitRelaxedBernoulli)
+def _relaxed_bernoulli(distribution: Any, z: Tensor) -> Tensor:
+    r"""$z = (\mathrm{logits} + \epsilon)/T$ with logistic noise, and its sigmoid."""
+    is_probability = isinstance(distribution, dist.RelaxedBernoulli)
+    base = distribution.base_dist if is_probability else distribution
+    value = torch.logit(z) if is_probability else z
+    noise = (value * base.temperature - base.logits).detach()
+    path = (base.logits + noise) / base.temperature
+    return path.sigmoid() if is_probability else path
+
+
+@rule(dist.MixtureSameFamily)
+def _mixture(distribution: Any, z: Tensor) -> Tensor:
+    r"""$dz = \sum_k r_k v_k(z) - \sum_k \frac{\pi_k F_k(z)}{p(z)} \, d\log\pi_k$, in one dimension.
+
+    A vector with independent coordinates moves by its sequential conditionals, which are mixtures
+    of one dimension whose weights have moved with the coordinates before.
+    """
+    log_weights = torch.log_softmax(distribution.mixture_distribution.logits, -1)
+    component = distribution.component_distribution
+    if tuple(distribution.event_shape) == ():
+        return _scalar_mixture(log_weights, component, z)
+    is_vector = isinstance(component, dist.Independent) and len(distribution.event_shape) == 1
+    base = component.base_dist if is_vector else None
+    if base is None or tuple(base.event_shape) != ():
+        raise NoReexpressionError(
+            "MixtureSameFamily has no re-expression rule where its components are vectors whose"
+            " coordinates are not independent."
+        )
+    path = []
+    for index in range(z.shape[-1]):
+        shape = base.batch_shape
+        factor = type(base)(
+            **{
+                name: getattr(base, name).expand(shape)[..., index]
+                for name in base.arg_constraints
+                if name in base.__dict__
+            }
+        )
+        path.append(_scalar_mixture(log_weights, factor, z[..., index]))
+        log_weights = log_weights + factor.log_prob(path[-1][..., None])
+        log_weights = torch.log_softmax(log_weights, -1)
+    return torch.stack(path, -1)
+
+
+def _scalar_mixture(log_weights: Tensor, component: Any, z: Tensor) -> Tensor:
+    everywhere = z.detach()[..., None].expand(*z.shape, component.batch_shape[-1])
+    paths = reexpress(component, everywhere)
+    with torch.no_grad():
+        log_joint = log_weights + component.log_prob(everywhere)
+        log_density = torch.logsumexp(log_joint, -1, keepdim=True)
+        share = (log_joint - log_density).exp()
+        below = component.cdf(everywhere)
+        weights = log_weights.exp()
+        is_low = (weights * below).sum(-1, keepdim=True) < 0.5
+        slope = torch.where(is_low, -below, 1 - below) * (log_weights - log_density).exp()
+    moved = (share * (paths - paths.detach())).sum(-1)
+    return z.detach() + moved + (slope * (log_weights - log_weights.detach())).sum(-1)

@@ -1,0 +1,146 @@
+"""The look: draw all samples, weigh them, and choose those that matter."""
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gdregs.shared.checks import (
+    check_draw,
+    check_latent,
+    check_likelihood,
+    check_log_densities,
+    check_part,
+    positive_integer,
+)
+from gdregs.torch.hierarchy import Latents
+from gdregs.torch.objectives import Objective
+from gdregs.torch.resampling import resample, take_rows
+from gdregs.torch.support import move_into_support
+
+
+class Model(NamedTuple):
+    """The three parts of a latent-variable model, and K."""
+
+    posterior: Any
+    prior: Any
+    likelihood: Any
+    num_samples: int
+    chunk_size: int | None
+
+
+class Weighed(NamedTuple):
+    """Samples for the backward pass, with the constants that weigh them, `[M, *batch]`."""
+
+    z: dict[Any, Tensor]
+    v: Tensor
+    r: Tensor
+
+
+def read_model(posterior, prior, likelihood, num_samples, chunk_size) -> Model:
+    """Check everything that can be checked without computing, and say what is wrong."""
+    like = "a torch distribution or a gdregs.torch.Hierarchy"
+    check_part("posterior", posterior, ("sample", "log_prob"), like)
+    check_part("prior", prior, ("log_prob",), like)
+    check_likelihood(likelihood)
+    num_samples = positive_integer("num_samples", num_samples)
+    if chunk_size is not None:
+        chunk_size = positive_integer("chunk_size", chunk_size)
+    return Model(posterior, prior, likelihood, num_samples, chunk_size)
+
+
+@contextlib.contextmanager
+def drawing_from(generator: torch.Generator | None) -> Iterator[None]:
+    """Let distributions, which know of no generator, draw from this one."""
+    if generator is None:
+        yield
+        return
+    on_gpu = generator.device.type == "cuda"
+    with torch.random.fork_rng(devices=[generator.device] if on_gpu else []):
+        if on_gpu:
+            torch.cuda.set_rng_state(generator.get_state(), generator.device)
+        else:
+            torch.set_rng_state(generator.get_state())
+        yield
+        state = torch.cuda.get_rng_state(generator.device) if on_gpu else torch.get_rng_state()
+        generator.set_state(state)
+
+
+def sizes(model: Model) -> list[int]:
+    """How many samples are looked at, block by block."""
+    size = model.chunk_size or model.num_samples
+    full, last = divmod(model.num_samples, size)
+    return [size] * full + ([last] if last else [])
+
+
+def look(model: Model) -> tuple[dict[Any, Tensor], Tensor]:
+    """All samples, and their log-weights, `[K, *batch]`."""
+    blocks = [look_at(model, size) for size in sizes(model)]
+    z = {name: torch.cat([block[name] for block, _ in blocks]) for name in blocks[0][0]}
+    return z, torch.cat([log_weights for _, log_weights in blocks])
+
+
+def look_at(model: Model, size: int) -> tuple[dict[Any, Tensor], Tensor]:
+    """Draw and weigh some samples. A weight that is not a number is 0."""
+    z = model.posterior.sample(torch.Size([size]))
+    for value in named(z).values():
+        check_draw(value.shape, size, f"posterior.sample(({size},))")
+    log_posterior = model.posterior.log_prob(z)
+    z, inside = move_into_support(model.prior, z)
+    densities = {
+        "posterior.log_prob(z)": log_posterior,
+        "prior.log_prob(z)": model.prior.log_prob(z),
+        "likelihood(z)": model.likelihood(z),
+    }
+    found = {
+        name: tuple(value.shape) if isinstance(value, Tensor) else None
+        for name, value in densities.items()
+    }
+    lead = check_log_densities(found, size)
+    for value in named(z).values():
+        check_latent(value.shape, lead)
+    log_weights = densities["likelihood(z)"] + densities["prior.log_prob(z)"] - log_posterior
+    if inside is not None:
+        log_weights = log_weights.masked_fill(~inside, -math.inf)
+    log_weights = log_weights.masked_fill(log_weights.isnan(), -math.inf)
+    return named(z), log_weights
+
+
+def weigh(
+    objective: Objective, z: dict[Any, Tensor], log_weights: Tensor
+) -> tuple[Tensor, Weighed]:
+    """The value of the objective, and v and r of every sample; 0 where a sample has no weight."""
+    value, v, c = objective.coefficients(log_weights)
+    value = value.masked_fill((log_weights == -math.inf).all(0), -math.inf)
+    alive = (log_weights > -math.inf) & v.isfinite() & c.isfinite() & (v != 0)
+    zeros = torch.zeros_like(v)
+    v = torch.where(alive, v, zeros)
+    r = torch.where(alive, c / torch.where(alive, v, torch.ones_like(v)), zeros)
+    return value, Weighed(z, v, r)
+
+
+def choose(weighed: Weighed, num_kept: int) -> Weighed:
+    r"""Keep M samples by Fearnhead-Clifford resampling on |v|, with $v \leftarrow v/\pi$."""
+    z, v, r = weighed
+    offset = torch.rand(v.shape[1:], dtype=v.dtype, device=v.device)
+    index, probabilities = resample(v.abs(), num_kept, offset)
+    is_kept = probabilities > 0
+    kept = take_rows(v, index) / torch.where(is_kept, probabilities, torch.ones_like(probabilities))
+    return Weighed(
+        {name: take_rows(value, index) for name, value in z.items()},
+        torch.where(is_kept, kept, torch.zeros_like(kept)),
+        take_rows(r, index),
+    )
+
+
+def named(z: Latents) -> dict[Any, Tensor]:
+    """Latents as a dict; a single tensor has the name None."""
+    return dict(z) if isinstance(z, Mapping) else {None: z}
+
+
+def unnamed(z: dict[Any, Tensor]) -> Latents:
+    """Latents as they were given."""
+    return z.get(None, z)

@@ -1,0 +1,180 @@
+"""Chains for the tests, and the same distributions as hierarchies of T latents."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+
+import gdregs
+
+BATCH, LENGTH, SIZE = 2, 3, 2
+
+
+def product(z, weight):
+    with jax.numpy_rank_promotion("allow"):
+        return z @ weight
+
+
+class First(eqx.Module):
+    """The first latent, a function of its input."""
+
+    bias: jax.Array
+    by_input: jax.Array
+
+    def parameters(self, u):
+        loc = product(u, self.by_input) + self.bias[None]
+        return loc, jnp.full_like(loc, 0.8) + 0.1 * jnp.tanh(loc)
+
+    def __call__(self, u):
+        return dist.Normal(*self.parameters(u)).to_event(1)
+
+
+class Cell(eqx.Module):
+    """A nonlinear step, with an input."""
+
+    weight: jax.Array
+    by_input: jax.Array
+    raw: jax.Array
+
+    def parameters(self, previous, u):
+        with jax.numpy_rank_promotion("allow"):
+            hidden = jnp.tanh(previous @ self.weight + u @ self.by_input)
+            return hidden + 0.3 * previous, 0.3 + jax.nn.softplus(self.raw + hidden)
+
+    def __call__(self, previous, u):
+        return dist.Normal(*self.parameters(previous, u)).to_event(1)
+
+
+class Memory(eqx.Module):
+    """A recurrent state: what the cell reads in the place of the latent before."""
+
+    weight: jax.Array
+    by_latent: jax.Array
+
+    def __call__(self, state, z, u):
+        with jax.numpy_rank_promotion("allow"):
+            return jnp.tanh(state @ self.weight + z @ self.by_latent + 0.2 * u)
+
+
+class Parts(eqx.Module):
+    """The parameters of a chain."""
+
+    first: First
+    cell: Cell
+    memory: Memory
+    inputs: jax.Array
+    state: jax.Array
+
+
+def init(seed, length=LENGTH):
+    keys = iter(jax.random.split(jax.random.key(seed), 9))
+
+    def normal(*shape):
+        return 0.6 * jax.random.normal(next(keys), shape)
+
+    square = (SIZE, SIZE)
+    return Parts(
+        First(normal(SIZE), normal(*square)),
+        Cell(normal(*square), normal(*square), normal(SIZE)),
+        Memory(normal(*square), normal(*square)),
+        normal(length, BATCH, SIZE),
+        normal(BATCH, SIZE),
+    )
+
+
+def chain(parts, *, has_state=False, **options):
+    extra = {"state": parts.state, "advance": parts.memory} if has_state else {}
+    return gdregs.Chain(
+        None if has_state else parts.first,
+        parts.cell,
+        length=parts.inputs.shape[0],
+        inputs=parts.inputs,
+        **extra,
+        **options,
+    )
+
+
+class Node(eqx.Module):
+    """One step of the chain as a node of a hierarchy; it is given all latents before it."""
+
+    parts: Parts
+    order: tuple[int, ...] = eqx.field(static=True)  # the steps up to this one, as the chain runs
+    has_state: bool = eqx.field(static=True)
+    mask: jax.Array | None
+
+    def __call__(self, *before):
+        u = self.parts.inputs
+        now = self.order[-1]
+        if self.has_state:
+            state = self.parts.state
+            for t, z in zip(self.order, before, strict=False):
+                state = self.parts.memory(state, z, u[t])
+            return self.parts.cell(state, u[now])
+        if not before:
+            return self.parts.first(u[now])
+        if self.mask is None:
+            return self.parts.cell(before[-1], u[now])
+        started = self.mask[np.array(self.order[:-1])].any(0)[:, None]
+        with jax.numpy_rank_promotion("allow"):
+            parameters = [
+                jnp.where(started, later, first)
+                for later, first in zip(
+                    self.parts.cell.parameters(before[-1], u[now]),
+                    self.parts.first.parameters(u[now]),
+                    strict=True,
+                )
+            ]
+        return dist.Normal(*parameters).to_event(1)
+
+
+class Unrolled(eqx.Module):
+    """A chain as a `gdregs.Hierarchy`, with values that are stacked over time."""
+
+    hierarchy: gdregs.Hierarchy
+    mask: jax.Array | None
+    length: int = eqx.field(static=True)
+
+    def sample(self, key, sample_shape):
+        return self.hierarchy.sample(key, sample_shape)
+
+    def log_prob(self, z):
+        terms = self.hierarchy.log_probs(z)
+        if self.mask is None:
+            return sum(terms.values())
+        with jax.numpy_rank_promotion("allow"):
+            return sum(jnp.where(self.mask[int(t)], term, 0) for t, term in terms.items())
+
+
+@gdregs.reexpress.register(Unrolled)
+def _(unrolled, z):
+    return gdregs.reexpress(unrolled.hierarchy, z)
+
+
+def unrolled(parts, *, has_state=False, reverse=False, mask=None):
+    length = parts.inputs.shape[0]
+    order = tuple(reversed(range(length))) if reverse else tuple(range(length))
+    nodes = {
+        str(t): (
+            Node(parts, order[: i + 1], has_state, mask),
+            tuple(str(s) for s in order[:i]),
+        )
+        for i, t in enumerate(order)
+    }
+    return Unrolled(gdregs.Hierarchy(nodes), mask, length)
+
+
+def stacked(z):
+    """The value of an unrolled chain as a chain has it."""
+    return jnp.stack([z[str(t)] for t in range(len(z))], axis=-2)
+
+
+def likelihood(weight, x, mask=None):
+    """x_t given z_t, `[K, *batch, T, *event]`."""
+
+    def evaluate(z):
+        with jax.numpy_rank_promotion("allow"):
+            terms = dist.Normal(jnp.sin(z @ weight), 0.7).log_prob(x).sum(-1)
+            return jnp.sum(terms if mask is None else jnp.where(mask.T, terms, 0), axis=-1)
+
+    return evaluate

@@ -1,0 +1,192 @@
+"""Tables of trained cells: what is read from the runs, and the verdicts on the papers' orders."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from gdregs.papers.grids.grid import GRIDS, Scale, shrink
+from gdregs.papers.image_models import Only, write_results
+from gdregs.papers.tables.comparisons import (
+    AGREES,
+    DISAGREES,
+    OPEN,
+    Cell,
+    compare,
+    holm,
+    mean,
+    rank_correlation,
+)
+from gdregs.papers.tables.figures import CURVES, LAYOUTS, draw_cells
+from gdregs.papers.tables.published import published_bound
+
+LAST = 4
+
+
+def make_cell(config, bounds, epochs=LAST):
+    """Made-up metrics whose last test objectives are the given ones."""
+    rows = tuple(
+        [
+            {
+                "epoch": epoch,
+                "train_bound": bound - (epochs - epoch) - 1,
+                "test_bound": bound - (epochs - epoch),
+                "kl": {"z1": 3.0, "z2": 1.5},
+                "variance": {"posterior": 9.0 * epoch, "prior": 4.0, "likelihood": 2.0},
+                "effective_sample_size": 2.5,
+                "test_effective_sample_size": 2.0,
+                "weight_kept": 1.0,
+                "images_per_second": 700.0,
+                "seconds": 1.0,
+            }
+            for epoch in range(1, epochs + 1)
+        ]
+        for bound in bounds
+    )
+    return Cell(config, tuple(range(len(bounds))), rows)
+
+
+def row_of_table_1(shifts):
+    """MNIST with 2 layers, at the published numbers plus a shift of each pair, with five seeds."""
+    configs = Only(("mnist",), (2,)).choose(GRIDS["table1"].cells)
+    noise = np.array([-0.02, -0.01, 0.0, 0.01, 0.02])
+    cells = []
+    for config in configs:
+        bounds = published_bound("table1", config).value + shifts.get(config.pair, 0.0) + noise
+        cells.append(make_cell(config, list(np.array(bounds) + 1e-3 * len(cells) * noise)))
+    return cells
+
+
+def test_the_published_order_agrees_with_itself():
+    cells = row_of_table_1({})
+    comparisons = compare("table1", cells)
+    assert len(comparisons) == 2 + 2 + 3
+    verdicts = {(c.better, c.worse): c.verdict for c in comparisons}
+    assert verdicts["dregs+naive", "naive+naive"] == AGREES
+    assert verdicts["naive+gdregs", "naive+naive"] == AGREES
+    assert DISAGREES not in verdicts.values()
+    assert rank_correlation("table1", cells) == pytest.approx(1.0)
+
+
+def test_a_reversed_order_disagrees_and_a_small_difference_is_undecided():
+    verdicts = {
+        (c.better, c.worse): c.verdict
+        for c in compare("table1", row_of_table_1({"dregs+naive": -1.0, "naive+gdregs": -0.13}))
+    }
+    assert verdicts["dregs+naive", "naive+naive"] == DISAGREES
+    assert verdicts["naive+gdregs", "naive+naive"] == OPEN
+    # What the source itself leaves open can neither agree nor disagree: -38.24 against -38.20.
+    assert published_bound("table1", GRIDS["table1"].cells[8]).value == -38.24
+    assert rank_correlation("table1", row_of_table_1({"dregs+gdregs": -9.0})) < 0.5
+
+
+def test_holms_procedure():
+    """By hand: 3 x 0.01, 2 x 0.02, and never less than the one before."""
+    assert holm([0.03, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
+    assert holm([]) == []
+
+
+def test_many_comparisons_need_more_than_one():
+    """p = 0.02 over ten seeds decides a comparison that is alone, and not one of two like it."""
+    configs = [c for c in GRIDS["digits"].cells if c.pair in ("naive+naive", "dregs+naive")]
+    noise = np.linspace(-1, 1, 10)
+    gain = stats.t.isf(0.01, 9) * noise.std(ddof=1) / 10**0.5
+    pairs = [
+        [make_cell(c, list(np.zeros(10) if c.pair == "naive+naive" else gain + noise)) for c in row]
+        for row in (configs[:2], configs[2:4])
+    ]
+    (alone,) = compare("digits", pairs[0])
+    assert (alone.p_value, alone.verdict) == (pytest.approx(0.02), AGREES)
+    together = compare("digits", [*pairs[0], *pairs[1]])
+    assert [c.p_value for c in together] == pytest.approx([0.04, 0.04])
+    assert {c.verdict for c in together} == {OPEN}
+
+
+def test_the_poster_compares_objectives():
+    cells = [
+        make_cell(c, [-90.0 - i, -90.1 - i, -90.2 - i])
+        for i, c in enumerate(Only(tasks=("mnist-L1",)).choose(GRIDS["poster"].cells))
+    ]
+    found = [(c.question, c.better, c.worse) for c in compare("poster", cells)]
+    assert ("IWAE-DReGs against JVI-DReGs, φ", "dregs+naive", "dregs+naive, jvi") in found
+    assert ("IWAE-DReGs against RWS-DReGs, φ", "dregs+naive", "rws-dregs+naive") in found
+    assert len(found) == 6
+
+
+def test_one_seed_decides_nothing():
+    cells = [make_cell(cell.config, [cell.finals("test_bound")[0]]) for cell in row_of_table_1({})]
+    assert {comparison.verdict for comparison in compare("table1", cells)} == {OPEN}
+
+
+def test_differences_are_taken_seed_by_seed():
+    """Seeds that differ by 5 nats do not hide a difference of 0.1 in each of them."""
+    configs = Only(("digits",), (1,), ("naive+naive", "dregs+naive")).choose(GRIDS["digits"].cells)
+    seeds = np.array([-20.0, -15.0, -25.0])
+    cells = [
+        make_cell(configs[0], list(seeds)),
+        make_cell(configs[1], list(seeds + np.array([0.1, 0.11, 0.09]))),
+    ]
+    (comparison,) = compare("digits", cells)
+    assert comparison.ours.value == pytest.approx(0.1)
+    assert comparison.ours.error == pytest.approx(0.01 / 3**0.5)
+    assert comparison.verdict == AGREES  # nothing is published; the papers say it is better
+
+
+def test_mean_of_one():
+    assert np.isnan(mean(np.array([1.0])).error)
+
+
+def test_results_have_a_json_a_figure_and_a_page(tmp_path):
+    cells = [
+        dataclasses.replace(c, epochs=LAST, train_images=640, test_images=107)
+        for c in Only(("mnist",), (1, 2)).choose(GRIDS["table1"].cells)
+    ]
+    measured = [make_cell(c, [-39.0 - i, -39.2 - i]) for i, c in enumerate(cells)]
+    twin = make_cell(dataclasses.replace(cells[-1], gradient_samples=8), [-39.0, -39.2])
+    lines = write_results(tmp_path, "table1", "A title", measured, [twin], "Scaled down: a lot.")
+    assert "of 14 comparisons" in lines[0]
+    content = json.loads((tmp_path / "table1.json").read_text())
+    assert len(content["cells"]) == 12
+    assert content["cells"][0]["last"]["variance.posterior"] == [36.0, 36.0]
+    assert content["cells"][0]["curves"]["epoch"] == [1, 2, 3, 4]
+    page = " ".join((tmp_path / "tables.md").read_text().split())  # columns are padded
+    for text in (
+        "Scaled down: a lot.", "mnist-conditional-L2", "-38.02 ± 0.02", "disagrees", "3.00 + 1.50",
+        "![A title](table1-curves.png)", "| 8 | -39.1",
+    ):  # fmt: skip
+        assert text in page
+    # Another grid joins the page; figures have none of their own on it.
+    write_results(tmp_path, "figures", "Figures", measured, [], "At full scale.")
+    assert (tmp_path / "figure6.png").exists()
+    assert not (tmp_path / "figure7.png").exists()
+    page = (tmp_path / "tables.md").read_text()
+    assert "A title" in page
+    assert "(Fig. 6)](figure6.png)" in page
+
+
+def test_figures_have_a_panel_for_each_task_and_quantity():
+    measured = [
+        make_cell(shrink(c, Scale(LAST), 60_000, 10_000), [-39.0, -39.2])
+        for c in Only(("mnist",), (1, 2)).choose(GRIDS["table1"].cells)
+    ]
+    figure = draw_cells(measured, LAYOUTS["figure6"].columns, LAYOUTS["figure6"].tasks)
+    assert len(figure.axes) == 2 * 3
+    assert [axes.get_title() for axes in figure.axes[:3]] == [
+        "test objective", "variance, prior", "variance, posterior",
+    ]  # fmt: skip
+    assert all(len(axes.lines) == 6 for axes in figure.axes)
+    assert len(draw_cells(measured, CURVES).axes) == 2 * len(CURVES)
+    assert draw_cells(measured, CURVES, ("fashion-mnist-L3",)) is None
+
+
+def test_a_prior_without_parameters_has_an_empty_panel():
+    cell = make_cell(GRIDS["poster"].cells[0], [-90.0, -90.5])
+    for rows in cell.rows:
+        for row in rows:
+            row["variance"] = {**row["variance"], "prior": 0.0}
+    figure = draw_cells([cell], CURVES)
+    panels = {axes.get_title(): axes for axes in figure.axes}
+    assert not panels["variance, prior"].lines
+    assert len(panels["variance, posterior"].lines) == 1

@@ -1,0 +1,59 @@
+"""How a Beta variate moves with its concentrations, against scipy's special functions."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special, stats
+
+from gdregs.reexpression.incomplete_beta import digamma_difference, logit_beta_derivatives
+
+CONCENTRATIONS = (0.03, 0.7, 2.5, 40.0, 3000.0)
+LEVELS = (1e-4, 0.2, 0.5, 0.9, 1 - 1e-4)
+
+
+def _cases():
+    """Concentrations and points of a Beta that are neither 0 nor 1 to float64 accuracy."""
+    for a, b, level in itertools.product(CONCENTRATIONS, CONCENTRATIONS, LEVELS):
+        z = stats.beta.ppf(level, a, b)
+        if 1e-12 < z < 1 - 1e-12:
+            yield a, b, z
+
+
+def _implicit(a, b, z):
+    """-dF / p by a, over z (1 - z), by a central difference of Richardson's order."""
+    step = 1e-3 * a
+
+    def slope(h):
+        return (special.betainc(a + h, b, z) - special.betainc(a - h, b, z)) / (2 * h)
+
+    derivative = (4 * slope(step) - slope(2 * step)) / 3
+    return -derivative / (stats.beta.pdf(z, a, b) * z * (1 - z))
+
+
+def test_derivatives_are_the_implicit_ones(float64):
+    a, b, z = map(jnp.array, zip(*_cases(), strict=True))
+    by_a, by_b = jax.jit(logit_beta_derivatives)(a, b, jnp.log(z) - jnp.log1p(-z))
+    np.testing.assert_allclose(by_a, [_implicit(*case) for case in _cases()], rtol=1e-4)
+    mirrored = [-_implicit(b, a, 1 - z) for a, b, z in _cases()]
+    np.testing.assert_allclose(by_b, mirrored, rtol=1e-4)
+
+
+@pytest.mark.parametrize("logit", [-400.0, -20.0, 0.0, 20.0, 400.0])
+def test_float32_agrees_with_float64_far_into_the_tails(logit):
+    a, b = map(jnp.ravel, jnp.meshgrid(jnp.array(CONCENTRATIONS), jnp.array(CONCENTRATIONS)))
+    single = logit_beta_derivatives(a, b, jnp.full_like(a, logit))
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(np.asarray(x), jnp.float64) for x in (a, b)]
+        double = logit_beta_derivatives(*wide, jnp.full_like(wide[0], logit))
+    np.testing.assert_allclose(single, double, rtol=2e-3)
+
+
+def test_digamma_difference_loses_no_digits(float64):
+    x, d = map(jnp.ravel, jnp.meshgrid(jnp.logspace(-3, 5, 9), jnp.logspace(-1, 4, 6)))
+    expected = special.digamma(x + d) - special.digamma(x)
+    np.testing.assert_allclose(digamma_difference(x, d), expected, rtol=1e-9)
+    tiny = digamma_difference(jnp.float32(3e4), jnp.float32(1e-3))
+    np.testing.assert_allclose(tiny, special.polygamma(1, 3e4) * 1e-3, rtol=1e-5)

@@ -1,0 +1,212 @@
+"""The mix that is measured: rows of the table, unbiased steps, strengths of least variance."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import gdregs
+import models
+import reference
+from gdregs.auto import SETTLING
+
+KEY = jax.random.key(5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        pytest.param({"num_gradient_samples": 3}, marks=pytest.mark.slow),
+        pytest.param({"chunk_size": 4}, marks=pytest.mark.slow),
+    ],
+    ids=["all", "M = 3", "chunks"],
+)
+def test_a_mix_is_the_mix_of_the_two_draw_by_draw(float64, options):
+    phi, theta, lam, x = reference.init(jax.random.key(1))
+
+    def gradient(posterior_estimator):
+        def total(phi, theta, lam):
+            return models.total_bound(
+                phi,
+                theta,
+                lam,
+                x,
+                key=KEY,
+                num_samples=9,
+                posterior_estimator=posterior_estimator,
+                **options,
+            )
+
+        return jax.grad(total, argnums=(0, 1, 2))(phi, theta, lam)
+
+    @jax.jit
+    def run(beta):
+        mixed = gradient(gdregs.mixed_dregs(beta))
+        return mixed, gradient(gdregs.mixed_dregs(0.3)), gradient("naive"), gradient("dregs")
+
+    traced, number, naive, dregs = run(0.3)
+    expected = jax.tree.map(lambda a, b: 0.7 * a + 0.3 * b, naive, dregs)
+    for found in (traced, number):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10, rtol=1e-10), found, expected
+        )
+
+
+def test_a_mix_on_a_posteriors_own_path(float64):
+    """Without a re-expression rule the sampler is the path, of both halves."""
+    x = jnp.array([0.3, -0.5])
+
+    def gradient(estimator):
+        def total(phi):
+            posterior = models.OwnSampler(phi * jnp.ones(2), 0.8 * jnp.ones(2))
+            prior, likelihood = dist.Normal(jnp.zeros(2), 1.0), dist.Normal(x, 1.0)
+            return jnp.sum(
+                gdregs.bound(
+                    posterior,
+                    prior,
+                    lambda z: likelihood.log_prob(z),
+                    key=KEY,
+                    num_samples=4,
+                    posterior_estimator=estimator,
+                )
+            )
+
+        return jax.grad(total)(0.4)
+
+    mixed, naive, dregs = map(gradient, (gdregs.mixed_dregs(0.3), "naive", "dregs"))
+    np.testing.assert_allclose(mixed, 0.7 * naive + 0.3 * dregs, rtol=1e-10)
+
+
+def test_beta_must_be_a_number():
+    with pytest.raises(TypeError, match="beta must be a number; got 'half'"):
+        gdregs.mixed_dregs("half")
+    with pytest.raises(ValueError, match="decay must lie between 0 and 1"):
+        gdregs.Auto(decay=1.0)
+    with pytest.raises(ValueError, match="patience must be positive"):
+        gdregs.Auto(patience=0.0)
+
+
+X = jnp.array([0.4, -1.0, 2.0])
+PARAMETERS = {"phi": jnp.array([0.1, 0.2, -0.3]), "theta": jnp.asarray(0.5), "lam": jnp.ones(3)}
+
+
+def gradient(parameters, key, posterior_estimator="naive", prior_estimator="naive"):
+    def loss(p):
+        posterior, prior = (
+            dist.Normal(p["phi"], 0.6),
+            dist.Normal(p["theta"] * jnp.ones(3), jnp.full(3, 1.1)),
+        )
+        return -jnp.sum(
+            gdregs.bound(
+                posterior,
+                prior,
+                lambda z: dist.Normal(p["lam"][None] * z, 0.5).log_prob(X[None]),
+                key=key,
+                num_samples=4,
+                posterior_estimator=posterior_estimator,
+                prior_estimator=prior_estimator,
+            )
+        )
+
+    return jax.value_and_grad(loss)(parameters)
+
+
+def step(auto, state, key):
+    return auto.value_and_grad(lambda *pair: gradient(PARAMETERS, key, *pair), state)
+
+
+@pytest.mark.slow
+def test_every_step_is_unbiased_and_to_look_at_the_draw_first_is_not(optimised):
+    """The step after four others against the naive one of the same draw, over 20,000 runs."""
+    auto = gdregs.Auto(patience=1.0)
+
+    def draw(key):
+        *earlier, last = jax.random.split(key, SETTLING + 2)
+        state = auto.init(PARAMETERS)
+        for one in earlier:
+            _, state = step(auto, state, one)
+        (_, ours), after = step(auto, state, last)
+        (_, looking), _ = step(auto, after, last)
+        return {"ours": ours, "looking first": looking}
+
+    def naive(key):
+        last = jax.random.split(key, SETTLING + 2)[-1]
+        _, exact = gradient(PARAMETERS, last)
+        return {"ours": exact, "looking first": exact}
+
+    check = gdregs.check_unbiased(draw, naive, jax.random.key(4), 20_000, chunk_size=2000)
+    largest = {
+        name: max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(scores))
+        for name, scores in check.z_scores.items()
+    }
+    assert largest["ours"] < check.threshold
+    assert largest["looking first"] > 2 * check.threshold
+
+
+def test_strengths_approach_those_of_least_variance(monkeypatch):
+    """Against the regression of the naive gradient on the differences, over 20,000 draws."""
+    monkeypatch.setattr("gdregs.auto.WORTH", (-1.0, -1.0))  # whatever time it takes
+    auto = gdregs.Auto(decay=0.999, patience=1.0)
+    keys = jax.random.split(KEY, 16 * 3000)
+    state, _ = jax.lax.scan(
+        lambda state, key: (step(auto, state, key)[1], None), auto.init(PARAMETERS), keys
+    )
+
+    def draw(key):
+        naive, by_q, by_p = (
+            gradient(PARAMETERS, key, *pair)[1]
+            for pair in (("naive", "naive"), ("dregs", "naive"), ("naive", "gdregs"))
+        )
+        return naive, by_q["phi"] - naive["phi"], by_p["theta"] - naive["theta"]
+
+    naive, by_q, by_p = jax.lax.map(draw, jax.random.split(jax.random.key(9), 20_000))
+    centred = jax.tree.map(lambda leaf: leaf - leaf.mean(0, keepdims=True), naive)
+    beta = -jnp.sum(centred["phi"] * by_q) / jnp.sum(by_q**2)
+    alpha = -jnp.sum(centred["theta"] * by_p) / jnp.sum(by_p**2)
+    lam, phi, theta = state.strengths
+    assert float(phi[0]) == pytest.approx(float(beta), abs=0.1)
+    assert float(theta[1]) == pytest.approx(float(alpha), abs=0.1)
+    assert phi[1] == theta[0] == 0
+    np.testing.assert_array_equal(lam, 0)
+
+
+@pytest.mark.slow
+def test_a_draw_that_is_not_finite_teaches_nothing():
+    auto = gdregs.Auto()
+    state = auto.init(PARAMETERS)
+    for key in jax.random.split(KEY, 10):
+        _, state = step(auto, state, key)
+
+    def broken(*pair):
+        value, found = gradient(PARAMETERS, KEY, *pair)
+        return value, jax.tree.map(lambda leaf: leaf * jnp.nan, found)
+
+    _, after = auto.value_and_grad(broken, state)
+    for old, new in zip(state[1:4], after[1:4], strict=True):
+        jax.tree.map(np.testing.assert_array_equal, old, new)
+    assert jnp.all(jnp.isfinite(after.strengths))
+
+
+def test_the_prior_can_be_left_naive():
+    auto = gdregs.Auto(prior=False)
+    state = auto.init(PARAMETERS)
+    for key in jax.random.split(KEY, 10):
+        _, state = step(auto, state, key)
+    assert jnp.all(state.strengths[:, 1] == 0)
+    assert state.strengths[1, 0] != 0
+
+
+@pytest.mark.slow
+def test_the_name_is_the_naive_estimator_until_something_is_learned():
+    phi, theta, lam, x = reference.init(jax.random.key(1))
+
+    def gradient(**names):
+        return jax.grad(models.total_bound, argnums=(0, 1))(
+            phi, theta, lam, x, key=KEY, num_samples=4, **names
+        )
+
+    names = ("posterior_estimator", "prior_estimator")
+    auto, naive = (gradient(**dict.fromkeys(names, name)) for name in ("auto", "naive"))
+    jax.tree.map(np.testing.assert_array_equal, auto, naive)
