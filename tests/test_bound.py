@@ -91,8 +91,8 @@ def test_one_sample(float64, name):
             for name in OBJECTIVES
             for kept in (None, 3)
         ),
-        ("iwae", 1, None),
-        ("iwae", 6, 3),
+        pytest.param("iwae", 1, None, marks=pytest.mark.slow),
+        pytest.param("iwae", 6, 3, marks=pytest.mark.slow),
         ("iwae", 20, 3),
     ],
 )

@@ -257,6 +257,7 @@ def test_estimators_agree_over_draws_and_a_biased_one_does_not(optimised):
     assert not biased.unbiased
 
 
+@pytest.mark.slow
 def test_a_chain_given_a_global_latent(float64):
     """A node of a hierarchy with a parent, beside one without."""
 

@@ -113,8 +113,14 @@ def loss_and_gradient(model, guide, data, params, loss):
     [
         (mixture, mixture_by_hand, (DATA,), {}),
         (mixture, mixture_by_hand, (DATA,), PAPERS),
-        (mixture, mixture_by_hand, (DATA, 5), {**PAPERS, "objective": gdregs.ELBO()}),
-        (chain, chain_by_hand, (DATA[:6],), PAPERS),
+        pytest.param(
+            mixture,
+            mixture_by_hand,
+            (DATA, 5),
+            {**PAPERS, "objective": gdregs.ELBO()},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(chain, chain_by_hand, (DATA[:6],), PAPERS, marks=pytest.mark.slow),
         (switching, switching_by_hand, (DATA[:5],), {"posterior_estimator": "dregs"}),
     ],
     ids=["mixture", "mixture, papers", "mixture, subsampled", "chain", "switching"],
