@@ -12,7 +12,8 @@ from PIL import Image
 
 from gdregs.cli import main
 from gdregs.vae import UserError, load_dataset
-from gdregs.vae.data.own import Options, read_every, read_own
+from gdregs.vae.data.own import read_every, read_own
+from gdregs.vae.data.pictures import Options
 
 SMALL = [
     "--epochs", "1", "--batch-size", "16", "--num-samples", "4", "--gradient-samples", "2",
@@ -202,7 +203,7 @@ def test_archives_that_are_none_or_bombs(tmp_path, monkeypatch):
     np.save(content, np.zeros((3000, 64, 64), np.uint8))
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("../../train.npy", content.getvalue())
-    monkeypatch.setattr("gdregs.vae.data.own._MAX_UNPACKED", 1 << 20)
+    monkeypatch.setattr("gdregs.vae.data.arrays._MAX_UNPACKED", 1 << 20)
     with pytest.raises(UserError, match="would unpack to"):
         read_own(path, Options())
     assert not (tmp_path.parent / "train.npy").exists()

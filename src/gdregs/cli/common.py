@@ -19,7 +19,7 @@ def load_dataset(config: Config, data_dir: Path | None) -> Any:
     """The data that the settings name; says what could not be read."""
     from gdregs.vae.data.datasets import load_dataset
 
-    dataset = load_dataset(config.dataset, data_dir, options=config.options)
+    dataset = load_dataset(config.dataset, data_dir, options=config.options, stream=config.stream)
     if dataset.skipped:
         print(f"{len(dataset.skipped)} files of {config.dataset} were skipped:")
         for reason in dataset.skipped[:10]:

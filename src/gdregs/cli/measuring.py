@@ -51,6 +51,8 @@ def evaluate(
     with tqdm(total=total, unit="image", dynamic_ncols=True, disable=is_plain) as bar:
         for name, data in (("train", task.train), ("test", task.test)):
             bar.set_description(f"{name} bound")
+            if name == "train" and task.stream is not None:
+                name = f"train ({data.shape[0]} of {task.num_train} images)"
             result = make_evaluation(config, task, data, mesh=mesh)(state.model)
             values: dict[str, Any] = jax.tree.map(float, result._asdict())
             rows.append(
@@ -58,7 +60,7 @@ def evaluate(
             )
             rows.append((f"{name} effective sample size", values["effective_sample_size"], None))
             rows += [(f"{name} KL, {layer}", kl, None) for layer, kl in values["kl"].items()]
-            content[name] = values
+            content[name.split()[0]] = values
             bar.update(data.shape[0])
         bar.set_description("log p(x)")
         value, error = evaluate_log_marginal(
@@ -121,11 +123,27 @@ def encode(
         chosen = getattr(load_data(run, loaded.config, data_dir), split)
         name = split
     key = jax.random.key(seed) if samples else None
-    latents = loaded.encode(chosen, key)
+    latents = _encode(loaded, chosen, key)
     to = to or run / f"latents-{name}.npz"
     write_atomically(to, lambda file: np.savez_compressed(file, **latents))  # pyright: ignore
     shapes = ", ".join(f"{name} {list(values.shape)}" for name, values in latents.items())
     print(f"{to}: {shapes}")
+
+
+def _encode(loaded: Any, images: Any, key: Any) -> dict[str, Any]:
+    """The latents of images, in parts where these are read in parts."""
+    import jax
+    import numpy as np
+
+    from gdregs.vae.data.streams import Stream
+
+    if not isinstance(images, Stream):
+        return loaded.encode(images, key)
+    found = []
+    for number, part in enumerate(images.batches(range(len(images)), 4096)):
+        part_key = None if key is None else jax.random.fold_in(key, number)
+        found.append(loaded.encode(part.reshape(-1, *images.image_shape), part_key))
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
 
 
 def export(run: Annotated[Path, POSITIONAL], to: Path | None = None) -> None:

@@ -76,7 +76,7 @@ def train(
     elif rows:
         echo(f"Continuing {out} after epoch {len(rows)}: {describe(config)}")
     else:
-        echo(f"Training {out}: {describe(config)}, {task.train.shape[0]} images")
+        echo(f"Training {out}: {describe(config)}, {task.num_train} images")
     if devices is not None:
         echo(describe_mesh(devices))
     writer = tensorboard_writer(out) if tensorboard else None

@@ -8,7 +8,7 @@ from typing import Any, Literal, cast, get_args
 from gdregs.objectives import ELBO, IWAE, JVI, VRIWAE, Objective
 from gdregs.shared.tables import find_posterior_estimator, find_prior_estimator
 from gdregs.vae.data.datasets import DATASETS, check_name
-from gdregs.vae.data.own import Options
+from gdregs.vae.data.pictures import Options
 from gdregs.vae.errors import UserError
 from gdregs.vae.networks.mlp import InitialWeights, Precision
 from gdregs.vae.networks.observations import LikelihoodName
@@ -35,6 +35,9 @@ class Config:
     """The share of own images to test on, where they come without a test set."""
     split_seed: int = 0
     """Decides which these are."""
+    stream: bool = False
+    """Read own training images in the background while they are needed, for data larger than
+    memory."""
     networks: Networks = "mlp"
     """mlp, as in the papers; conv, residual convolutions around them; or ladder, a deep ladder of
     image-shaped latents."""
@@ -110,6 +113,8 @@ class Config:
                 )
         if not 0 < self.test_share < 1:
             raise UserError(f"--test-share must be between 0 and 1; got {self.test_share}.")
+        if self.stream and self.is_named:
+            raise UserError(f"--stream is for your own images; {self.dataset} fits into memory.")
         if self.networks == "ladder" and self.conditional:
             raise UserError(
                 "--conditional is for --networks mlp and conv; a ladder has no context."

@@ -6,9 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gdregs.vae.data.arrays import LEVELS
 from gdregs.vae.data.idx import read_idx_images
 from gdregs.vae.data.omniglot import MAT_FILE, SMALL_ZIPS, read_chardata, read_small_zips
-from gdregs.vae.data.own import LEVELS, Options, is_path, read_own
+from gdregs.vae.data.own import is_path, read_own
+from gdregs.vae.data.pictures import Options
+from gdregs.vae.data.streams import Stream, open_stream
 from gdregs.vae.errors import UserError
 
 DATASETS = ("digits", "mnist", "fashion-mnist", "omniglot")
@@ -19,15 +22,16 @@ class Dataset(NamedTuple):
 
     Attributes:
         name: One of `DATASETS`, or the path of a user's own.
-        train: `uint8 [count, height, width]`, or `[count, height, width, 3]`.
-        test: The same.
+        train: `uint8 [count, height, width]`, or `[count, height, width, 3]`; or a `Stream` of
+            them.
+        test: The same, in memory.
         levels: The value of full ink; a binary pixel is 1 with probability value / levels.
         is_ink: Whether values are ink on paper, which pictures show dark, and not light.
         skipped: What of a user's own images could not be read, each with the reason.
     """
 
     name: str
-    train: np.ndarray
+    train: np.ndarray | Stream
     test: np.ndarray
     levels: int
     is_ink: bool = True
@@ -35,6 +39,8 @@ class Dataset(NamedTuple):
 
     def fingerprint(self) -> str:
         """A checksum of all images and their order."""
+        if isinstance(self.train, Stream):
+            return self.train.checksum
         digest = hashlib.sha256()
         for images in (self.train, self.test):
             digest.update(f"{images.shape}{self.levels}".encode())
@@ -95,6 +101,7 @@ def load_dataset(
     data_dir: Path | None = None,
     cache: Path | None = None,
     options: Options = Options(),
+    stream: bool = False,
 ) -> Dataset:
     """Load a data set.
 
@@ -105,6 +112,7 @@ def load_dataset(
             holds them. Without one, they are downloaded once and verified by checksum.
         cache: Where downloads are kept; by default the user's cache folder.
         options: How own images are brought to one form.
+        stream: Whether own training images are read while they are needed, and not into memory.
 
     Returns:
         The `Dataset`.
@@ -114,7 +122,8 @@ def load_dataset(
     """
     check_name(name)
     if name not in DATASETS:
-        train, test, skipped = read_own(Path(name), options)
+        read = open_stream if stream else read_own
+        train, test, skipped = read(Path(name), options)
         return Dataset(name, train, test, LEVELS, is_ink=False, skipped=skipped)
     if name == "digits":
         return _digits()

@@ -31,6 +31,7 @@ from gdregs.vae.training.epochs import (
 from gdregs.vae.training.evaluation import make_evaluation, make_gradient_variance
 from gdregs.vae.training.meshes import fetch, spread
 from gdregs.vae.training.processes import from_first, is_first
+from gdregs.vae.training.streaming import make_streamed_epoch
 
 METRICS, CHECKPOINT = "metrics.jsonl", "checkpoint.eqx"
 
@@ -219,9 +220,14 @@ def _train(folder, config, task, report, seeds, mesh, model) -> TrainingState:
         state = spread(state, mesh, *([SEEDS] if seeds else []))
         train_images, test_images = spread((task.train, task.test), mesh)
         task = task._replace(train=train_images, test=test_images)
-    run_epoch = make_epoch(config, task, seeds, mesh)
+    if task.stream is None:
+        run_epoch = make_epoch(config, task, seeds, mesh)
+    elif seeds is None:
+        run_epoch = make_streamed_epoch(config, task, mesh)
+    else:
+        raise UserError("--stream is for one seed at a time.")
     measure = _make_measurement(config, task, seeds, mesh)
-    num_images = task.train.shape[0] // config.batch_size * config.batch_size
+    num_images = task.num_train // config.batch_size * config.batch_size
     num_images *= len(seeds.numbers) if seeds else 1
     for epoch in range(first + 1, config.epochs + 1):
         begun = time.perf_counter()

@@ -59,7 +59,7 @@ def load_data(folder: Path, config: Config, data_dir: Path | None = None) -> Dat
                 f"{folder} was trained on data in {data_dir}, which is not there any more; pass"
                 f" --data-dir."
             )
-    dataset = load_dataset(config.dataset, data_dir, options=config.options)
+    dataset = load_dataset(config.dataset, data_dir, options=config.options, stream=config.stream)
     check_data(folder, dataset)
     return dataset
 

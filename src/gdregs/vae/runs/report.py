@@ -125,7 +125,7 @@ def _table(header: list[str], rows: list[list[Any]]) -> str:
 def _summary(config: Config, task: Task, rows: list[dict[str, Any]]) -> str:
     height, width = task.shape
     found: list[list[Any]] = [
-        ["images", f"{len(task.train)} for training, {len(task.test)} for tests, {width}x{height}"],
+        ["images", f"{task.num_train} for training, {len(task.test)} for tests, {width}x{height}"],
         ["estimators", config.pair],
         ["epochs", len(rows)],
     ]

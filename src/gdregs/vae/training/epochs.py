@@ -20,6 +20,7 @@ from gdregs.evaluation.meshes import DATA, SEEDS, axis, mean_over_devices
 from gdregs.mixing import LearnedMix, MixState
 from gdregs.vae.config import Config
 from gdregs.vae.data.datasets import Dataset
+from gdregs.vae.data.streams import Stream
 from gdregs.vae.errors import UserError
 from gdregs.vae.networks.conv import ConvVAE
 from gdregs.vae.networks.ladder import LadderVAE
@@ -48,13 +49,15 @@ class Task(NamedTuple):
     """Images on the device, and what of each is modelled.
 
     Attributes:
-        train: Grey values, `[count, pixels]`.
-        test: The same.
+        train: Grey values, `[count, pixels]`; of a stream the first ones, as many as there are test
+            images.
+        test: The same, all of them.
         levels: Grey value of full ink.
         num_context: How many values, from the top, are given rather than modelled.
         shape: Height and width of an image.
         observation: The likelihood, and what it sees of grey values.
         is_ink: Whether values are ink on paper, which pictures show dark.
+        stream: All training images, where they are read while training runs.
     """
 
     train: UInt8[Array, "train pixels"]
@@ -64,6 +67,12 @@ class Task(NamedTuple):
     shape: tuple[int, int]
     observation: Observation = Observation()
     is_ink: bool = True
+    stream: Stream | None = None
+
+    @property
+    def num_train(self) -> int:
+        """How many training images there are."""
+        return self.train.shape[0] if self.stream is None else len(self.stream)
 
     @property
     def colours(self) -> int:
@@ -105,14 +114,19 @@ def make_task(config: Config, dataset: Dataset) -> Task:
     Raises:
         UserError: If there are fewer images than fit a batch.
     """
-    count = config.train_images or len(dataset.train)
-    train = dataset.train[:count]
+    train, stream = dataset.train, None
+    count = config.train_images or train.shape[0]
+    test = dataset.test[: config.test_images or None]
+    if isinstance(train, Stream):
+        stream = train.first(count)
+        train = stream.first(max(len(test), config.batch_size)).all()
+    train = train[:count]
     if len(train) < config.batch_size:
         raise UserError(
             f"--batch-size {config.batch_size} is more than the {len(train)} training images."
         )
-    test = dataset.test[: config.test_images or None]
-    return _task(config, train, test, dataset.levels, dataset.is_ink)
+    task = _task(config, train, test, dataset.levels, dataset.is_ink)
+    return task._replace(stream=stream)
 
 
 def make_stub(config: Config, shape: tuple[int, ...], levels: int, is_ink: bool) -> Task:
@@ -293,17 +307,25 @@ def over_mesh(
     )
 
 
-def make_epoch(config: Config, task: Task, seeds: Seeds | None = None, mesh: Mesh | None = None):
-    """The compiled function that maps a state to the next one and the epoch's metrics.
+class Steps(NamedTuple):
+    """What an epoch is made of.
 
-    Args:
-        config: The settings.
-        task: The data.
-        seeds: Train these instead of the settings' seed; states and metrics are stacked then.
-        mesh: A mesh of `gdregs.make_mesh` to train on; states and metrics are the same on every
-            device along `data` and `samples`. One device unless given.
+    Attributes:
+        step: Maps a state and (a batch of grey images, a key) to the next state and what was
+            measured; the first argument turns what stands for a batch into its images.
+        summarise: Turns what the steps have measured into the epoch's metrics.
+        order: Maps a seed's key and the number of an epoch to the images of each step,
+            `[num_steps, batch_size]`, and the keys of the steps.
     """
-    num_images = task.train.shape[0]
+
+    step: Callable[..., tuple[TrainingState, Any]]
+    summarise: Callable[[Any], EpochMetrics]
+    order: Callable[[PRNGKeyArray, Any], tuple[Array, PRNGKeyArray]]
+
+
+def make_steps(config: Config, task: Task) -> Steps:
+    """The steps of training, whether their images are on the device or not."""
+    num_images = task.num_train
     num_steps = num_images // config.batch_size
     optimiser = _optimiser(config)
     values = 1 if task.observation.kind == "bernoulli" else task.levels
@@ -318,33 +340,50 @@ def make_epoch(config: Config, task: Task, seeds: Seeds | None = None, mesh: Mes
             return of(config.prior_estimator), None
         return learned_mix(config).value_and_grad(of, state.mix)
 
-    def step(train, state, inputs):
+    def step(images_of, state, inputs):
         batch, key = inputs
         binary_key, bound_key = jax.random.split(key)
         batch = axis(DATA).own_rows(batch)
         binary_key = axis(DATA).own_key(binary_key, batch.shape[0])
-        images = task.observe(binary_key, train[batch])
+        images = task.observe(binary_key, images_of(batch))
         ((loss, diagnostics), gradients), mix = gradient(state, images, bound_key)
         updates, optimiser_state = optimiser.update(gradients, state.optimiser)
         model = eqx.apply_updates(state.model, updates)
         measured = (-loss, diagnostics.effective_sample_size, diagnostics.weight_kept)
         return TrainingState(model, optimiser_state, state.epoch, mix), measured
 
-    def epoch(state, root, train):
-        key = jax.random.fold_in(root, state.epoch + 1)
-        order_key, steps_key = jax.random.split(key)
+    def order(root, epoch):
+        order_key, steps_key = jax.random.split(jax.random.fold_in(root, epoch))
         order = jax.random.permutation(order_key, num_images)[: num_steps * config.batch_size]
-        batches = order.reshape(num_steps, config.batch_size)
-        keys = jax.random.split(steps_key, num_steps)
-        state, metrics = jax.lax.scan(functools.partial(step, train), state, (batches, keys))
-        bounds = metrics[0]
+        return order.reshape(num_steps, config.batch_size), jax.random.split(steps_key, num_steps)
+
+    def summarise(measured):
+        bounds = measured[0]
         is_bad = ~(jnp.isfinite(bounds) & (bounds > floor))
         first = jnp.argmax(is_bad)
         diverged_at = jnp.where(jnp.any(is_bad), first + 1, 0)
-        bound, size, kept = jax.tree.map(jnp.mean, metrics)
-        return state._replace(epoch=state.epoch + 1), EpochMetrics(
-            bound, size, kept, diverged_at, bounds[first]
-        )
+        bound, size, kept = jax.tree.map(jnp.mean, measured)
+        return EpochMetrics(bound, size, kept, diverged_at, bounds[first])
+
+    return Steps(step, summarise, order)
+
+
+def make_epoch(config: Config, task: Task, seeds: Seeds | None = None, mesh: Mesh | None = None):
+    """The compiled function that maps a state to the next one and the epoch's metrics.
+
+    Args:
+        config: The settings.
+        task: The data, on the device.
+        seeds: Train these instead of the settings' seed; states and metrics are stacked then.
+        mesh: A mesh of `gdregs.make_mesh` to train on; states and metrics are the same on every
+            device along `data` and `samples`. One device unless given.
+    """
+    steps = make_steps(config, task)
+
+    def epoch(state, root, train):
+        step = functools.partial(steps.step, lambda batch: train[batch])
+        state, measured = jax.lax.scan(step, state, steps.order(root, state.epoch + 1))
+        return state._replace(epoch=state.epoch + 1), steps.summarise(measured)
 
     def epochs(states_and_roots, train):
         def one(pair):
