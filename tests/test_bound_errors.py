@@ -27,7 +27,7 @@ KEY = jax.random.key(7)
         (
             {"prior_estimator": gdregs.mixed_gdregs({"z": 0.5})},
             TypeError,
-            "alpha for each stochastic layer needs a prior that is a gdregs.Hierarchy; got Normal",
+            "layer needs a prior that is a gdregs.Hierarchy or TopDown; got Normal",
         ),
     ],
 )  # fmt: skip

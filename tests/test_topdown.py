@@ -169,6 +169,39 @@ def test_every_pair_of_estimators_is_that_of_the_graph(float64, objective):
         assert_close(found, expected, err_msg=str(pair))
 
 
+def test_an_alpha_for_each_layer_mixes_the_gradients_of_its_parameters(float64):
+    """Of a leaf with alpha, the gradient is (1 - alpha) naive + alpha GDReGs, draw by draw."""
+    posterior = ladder(init(3), "topdown", True)
+    prior, key = ladder(init(3), "topdown", False), jax.random.key(3)
+    alpha = {"z3": 0.7, "z2": 0.2, "z1": -0.5}
+
+    @jax.jit
+    def gradients(prior):
+        def of(estimator):
+            return jax.grad(
+                lambda prior: jnp.sum(
+                    gdregs.bound(
+                        posterior, prior, likelihood, key=key, num_samples=5,
+                        prior_estimator=estimator,
+                    )
+                )
+            )(prior)  # fmt: skip
+
+        return of(gdregs.mixed_gdregs(alpha)), of("naive"), of("gdregs")
+
+    mixed, naive, full = gradients(prior)
+    assert np.abs(full.advances["z3"].weight - naive.advances["z3"].weight).max() > 1e-3
+
+    def check(part, strength):
+        expected = jax.tree.map(lambda n, g: (1 - strength) * n + strength * g, *part[1:])
+        assert_close(part[0], expected)
+
+    for name, strength in alpha.items():
+        for parts in ("conditionals", "advances"):
+            check([getattr(g, parts)[name] for g in (mixed, naive, full)], strength)
+    check([g.state for g in (mixed, naive, full)], alpha["z3"])
+
+
 @pytest.mark.slow
 def test_without_indirect_scores_as_the_graph(float64):
     parameters, key = init(3), jax.random.key(3)

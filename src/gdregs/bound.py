@@ -21,12 +21,11 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from gdregs.evaluation.choose import choose
-from gdregs.evaluation.gates import log_density_without_indirect
+from gdregs.evaluation.gates import gate_by_latent, log_density_without_indirect
 from gdregs.evaluation.look import Look
 from gdregs.evaluation.nesting import refuse_inside, refuse_new_noise, watched
 from gdregs.evaluation.pull import Estimators, pull, pull_all
 from gdregs.evaluation.weights import Model, read_model
-from gdregs.hierarchy import Hierarchy
 from gdregs.objectives import ELBO, IWAE, Objective
 from gdregs.reexpression.paths import with_path
 from gdregs.reexpression.reexpress import NoReexpressionError, reexpress
@@ -255,13 +254,13 @@ def evaluate(
 
 
 def _check_mix(row: PriorEstimator, prior: Any) -> None:
-    """An alpha for each latent needs a hierarchy of exactly these latents."""
+    """An alpha for each latent needs a distribution of exactly these latents."""
     if not isinstance(row.mix, Mapping):
         return
-    if not isinstance(prior, Hierarchy):
+    if gate_by_latent.dispatch(type(prior)) is gate_by_latent.dispatch(object):
         raise TypeError(
             "prior_estimator: an alpha for each stochastic layer needs a prior that is a"
-            f" gdregs.Hierarchy; got {type(prior).__name__}. Give one number instead."
+            f" gdregs.Hierarchy or TopDown; got {type(prior).__name__}. Give one number instead."
         )
     if set(row.mix) != set(prior.conditionals):
         raise ValueError(

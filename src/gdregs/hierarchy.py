@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from gdregs.evaluation.gates import log_density_without_indirect
+from gdregs.evaluation.gates import gate, gate_by_latent, log_density_without_indirect
 from gdregs.reexpression.reexpress import reexpress
 from gdregs.reexpression.reparameterized import is_reparameterized
 from gdregs.reexpression.support import move_into_support
@@ -177,3 +177,10 @@ def _(hierarchy: Hierarchy, z: PyTree) -> tuple[PyTree, Array | None]:
 def _(part: Hierarchy, z: PyTree) -> Array:
     """No gradient passes to the parents by way of the distribution's parameters."""
     return part.log_prob(z, parent_values=jax.lax.stop_gradient(z))
+
+
+@gate_by_latent.register(Hierarchy)
+def _(parameters: Hierarchy, strengths: Mapping[str, Any]) -> Hierarchy:
+    """The parameters of each conditional belong to its latent."""
+    gated = {name: gate(part, strengths[name]) for name, part in parameters.conditionals.items()}
+    return eqx.tree_at(lambda part: part.conditionals, parameters, gated)

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from gdregs.evaluation.gates import log_density_without_indirect
+from gdregs.evaluation.gates import gate, gate_by_latent, log_density_without_indirect
 from gdregs.reexpression.reexpress import reexpress
 from gdregs.reexpression.reparameterized import is_reparameterized
 from gdregs.reexpression.support import move_into_support
@@ -208,3 +208,19 @@ def _(part: TopDown, z: PyTree) -> tuple[PyTree, Array | None]:
 def _(part: TopDown, z: PyTree) -> Array:
     """No gradient passes to the latents above by way of the state."""
     return part.log_prob(z, parent_values=jax.lax.stop_gradient(z))
+
+
+@gate_by_latent.register(TopDown)
+def _(parameters: TopDown, strengths: Mapping[str, Any]) -> TopDown:
+    """What follows a latent belongs to it too, and the state before the first one to that one."""
+
+    def by_latent(parts: dict[str, Any]) -> dict[str, Any]:
+        return {name: gate(part, strengths[name]) for name, part in parts.items()}
+
+    state = gate(parameters.state, strengths[parameters.names[0]])
+    return eqx.tree_at(
+        lambda part: (part.conditionals, part.advances, part.state),
+        parameters,
+        (by_latent(parameters.conditionals), by_latent(parameters.advances), state),
+        is_leaf=lambda leaf: leaf is None,
+    )

@@ -19,7 +19,7 @@ from gdregs.vae import (
     OwnVAE,
     fit,
 )
-from gdregs.vae.networks.convolutions import Painter, Reader, double
+from gdregs.vae.networks.convolutions import Painter, Reader, convolve, double
 
 KINDS = ("categorical", "discretised-logistic-mixture")
 FAST = (("mlp", "gaussian"), ("conv", "categorical"))
@@ -73,6 +73,47 @@ def test_readers_and_painters_of_any_size(shape):
     features = reader(x)
     assert features.shape == (5, 2, 6)
     assert painter(features).shape == (5, 2, shape[0] * shape[1] * 2)
+
+
+def test_convolutions_in_bfloat16_round_only_the_factors():
+    images = jax.random.normal(jax.random.key(0), (2, 6, 6, 3))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 4))
+    images, kernel = (a.astype(jnp.bfloat16).astype(jnp.float32) for a in (images, kernel))
+    bias = jnp.zeros(4)
+
+    def value_and_pullback(precision):
+        return jax.vjp(lambda a, b: convolve(a, b, bias, 2, precision), images, kernel)
+
+    exact, exact_back = value_and_pullback("float32")
+    found, back = value_and_pullback("bfloat16")
+    np.testing.assert_allclose(found, exact, atol=1e-5)
+    for ours, expected in zip(back(exact), exact_back(exact), strict=True):
+        assert ours.dtype == jnp.float32
+        np.testing.assert_allclose(ours, expected, atol=0.01 * np.abs(expected).max())
+        assert not np.array_equal(ours, expected)
+    # A factor that bfloat16 cannot hold is rounded to one that it can.
+    np.testing.assert_array_equal(
+        convolve(images * (1 + 2**-10), kernel, bias, 2, "bfloat16"), found
+    )
+
+
+@pytest.mark.parametrize("networks", ["conv", pytest.param("ladder", marks=pytest.mark.slow)])
+def test_convolutions_of_every_precision_learn_a_mix(networks):
+    """All that the papers' networks can be told holds for images' networks."""
+    images = np.random.default_rng(0).integers(0, 17, (32, 8, 8), dtype=np.uint8)
+    bounds = {}
+    for precision in ("float32", "bfloat16"):
+        config = Config(
+            networks=networks, precision=precision, prior_estimator="gdregs-mix", num_layers=3,
+            latent_size=2, hidden_size=4, channels=4, num_samples=4, gradient_samples=2, epochs=2,
+            batch_size=8,
+        )  # fmt: skip
+        _, rows = fit(None, images, images[:8], config, levels=16)
+        bounds[precision] = rows[-1]["train_bound"]
+        assert set(rows[-1]["alpha"]) == {"z1", "z2", "z3"}
+        assert any(alpha != 0.5 for alpha in rows[-1]["alpha"].values())
+    assert bounds["float32"] != bounds["bfloat16"]
+    assert abs(bounds["float32"] - bounds["bfloat16"]) < 0.5
 
 
 def test_doubling_repeats():

@@ -15,20 +15,29 @@ def gate(parameters: PyTree, strength: Any) -> PyTree:
     """Return `parameters` unchanged with their gradient multiplied by `strength`.
 
     1 leaves them live, 0 stops them, -1 flips the sign of their gradient. The parameters of a
-    `gdregs.Hierarchy` can have a strength for each latent, in a mapping.
+    distribution of several latents can have a strength for each latent, in a mapping.
     """
     if isinstance(strength, Mapping):
-        conditionals = {
-            name: gate(conditional, strength[name])
-            for name, conditional in parameters.conditionals.items()
-        }
-        return eqx.tree_at(lambda hierarchy: hierarchy.conditionals, parameters, conditionals)
+        return gate_by_latent(parameters, strength)
     if isinstance(strength, (int, float)):
         if strength == 1:
             return parameters
         if strength == 0:
             return jax.lax.stop_gradient(parameters)
     return jax.tree.map(lambda leaf: _scale_gradient(leaf, strength), parameters)
+
+
+@functools.singledispatch
+def gate_by_latent(parameters: Any, strengths: Mapping[str, Any]) -> Any:
+    """Return `parameters`, each behind the gate of the latent to which it belongs.
+
+    Any assignment will do, as long as every parameter has one strength wherever it occurs: the
+    estimators are linear in the strength of each.
+    """
+    raise TypeError(
+        f"A strength for each latent, {', '.join(strengths)}, needs a distribution of several"
+        f" latents, such as a gdregs.Hierarchy; got {type(parameters).__name__}."
+    )
 
 
 @jax.custom_jvp

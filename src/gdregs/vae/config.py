@@ -54,7 +54,7 @@ class Config:
     hidden_size: int = 300
     """Units in each hidden layer."""
     precision: Precision = "float32"
-    """Of matrix products; log-weights and all sums are in float32."""
+    """Of matrix products and convolutions; log-weights and all sums are in float32."""
     initial_weights: InitialWeights = "glorot"
     """glorot, or haiku: the default of the library that the papers' code uses."""
     objective: ObjectiveName = "iwae"
@@ -119,8 +119,6 @@ class Config:
             raise UserError(
                 "--conditional is for --networks mlp and conv; a ladder has no context."
             )
-        if self.networks == "ladder" and self.prior_estimator == "gdregs-mix":
-            raise UserError("--prior-estimator gdregs-mix is for --networks mlp and conv.")
         if self.variance_draws == 1:
             raise UserError("--variance-draws must be 0 or at least 2.")
         if not 0 < self.learning_rate < float("inf"):

@@ -1,5 +1,6 @@
 """The VAE of Eq. (20) between residual convolutions."""
 
+import functools
 from typing import Any
 
 import equinox as eqx
@@ -26,7 +27,7 @@ class ConvVAE(ImageModel):
         latent_size: Length of each latent.
         hidden_size: Units in each hidden layer of the conditionals, and length of the features.
         channels: Of the convolutions at full width; each halving of it doubles them.
-        precision: Of the matrix products of the conditionals.
+        precision: Of all products.
         initial_weights: Of the conditionals.
         observation: The likelihood.
         key: For the initial weights.
@@ -63,12 +64,15 @@ class ConvVAE(ImageModel):
             initial_weights=initial_weights,
             key=inner_key,
         )
-        self.reader = Reader(shape, channels, hidden_size, key=reader_key)
+        read = functools.partial(Reader, precision=precision)
+        self.reader = read(shape, channels, hidden_size, key=reader_key)
         self.context_reader = None
         if context_shape:
-            self.context_reader = Reader(context_shape, channels, hidden_size, key=context_key)
+            self.context_reader = read(context_shape, channels, hidden_size, key=context_key)
         pixel = observation.num_outputs(shape[2])
-        self.painter = Painter(hidden_size, shape[:2], channels, pixel, key=painter_key)
+        self.painter = Painter(
+            hidden_size, shape[:2], channels, pixel, precision=precision, key=painter_key
+        )
         self.observation = observation
 
     @property

@@ -1,12 +1,15 @@
 """Residual convolutions on images, and the networks of images that are made of them."""
 
+import functools
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from equinox import Module
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from gdregs.vae.networks.mlp import add_bias, product
+from gdregs.vae.networks.mlp import Precision, add_bias, product
 
 
 def _normal(gain: float = 1.0) -> jax.nn.initializers.Initializer:
@@ -19,6 +22,7 @@ def convolve(
     kernel: Float[Array, "_ _ _ out"],
     bias: Float[Array, " out"],
     stride: int = 1,
+    precision: Precision = "float32",
 ) -> Float[Array, "*shape _ _ out"]:
     """A convolution over the axes before the last, with all axes before them as one.
 
@@ -26,17 +30,51 @@ def convolve(
     """
     lead, shape = images.shape[:-3], images.shape[-3:]
     if kernel.shape[:2] == (1, 1) and stride == 1:
-        found = product(images, kernel[0, 0])
+        return add_bias(product(images, kernel[0, 0], precision), bias)
+    images = images.reshape(-1, *shape)
+    if precision == "bfloat16":
+        found = _bfloat16_convolution(images, kernel, stride)
     else:
-        found = jax.lax.conv_general_dilated(
-            images.reshape(-1, *shape),
-            kernel,
-            (stride, stride),
-            "SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        found = found.reshape(*lead, *found.shape[1:])
-    return add_bias(found, bias)
+        found = _convolution(images, kernel, stride, precision)
+    return add_bias(found.reshape(*lead, *found.shape[1:]), bias)
+
+
+def _convolution(
+    images: Array, kernel: Array, stride: int, precision: str | None = None, dtype: Any = None
+) -> Array:
+    return jax.lax.conv_general_dilated(
+        images,
+        kernel,
+        (stride, stride),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=precision,
+        preferred_element_type=dtype,
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _bfloat16_convolution(images: Array, kernel: Array, stride: int) -> Array:
+    """A convolution of rounded factors, added up in the type of the images.
+
+    Its derivatives are convolutions of rounded factors as well, and rounded themselves.
+    """
+    rounded = images.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
+    return _convolution(*rounded, stride, dtype=images.dtype)
+
+
+def _forth(images, kernel, stride):
+    return _bfloat16_convolution(images, kernel, stride), (images, kernel)
+
+
+def _back(stride, factors, cotangent):
+    rounded = [factor.astype(jnp.bfloat16) for factor in factors]
+    _, pullback = jax.vjp(lambda *factors: _convolution(*factors, stride), *rounded)
+    found = pullback(cotangent.astype(jnp.bfloat16))
+    return tuple(one.astype(factor.dtype) for one, factor in zip(found, factors, strict=True))
+
+
+_bfloat16_convolution.defvjp(_forth, _back)
 
 
 class Convolution(Module):
@@ -48,12 +86,14 @@ class Convolution(Module):
         size: Rows and columns of its kernel.
         stride: From one of its places to the next.
         gain: Factor on its initial weights' standard deviation, 1 / sqrt(fan-in).
+        precision: Of its products, as of an `MLP`.
         key: For the initial weights.
     """
 
     kernel: Float[Array, "size size inputs outputs"]
     bias: Float[Array, " outputs"]
     stride: int = eqx.field(static=True)
+    precision: Precision = eqx.field(static=True)
 
     def __init__(
         self,
@@ -63,15 +103,16 @@ class Convolution(Module):
         *,
         stride: int = 1,
         gain: float = 1.0,
+        precision: Precision = "float32",
         key: PRNGKeyArray,
     ):
         self.kernel = _normal(gain)(key, (size, size, inputs, outputs))
         self.bias = jnp.zeros(outputs)
-        self.stride = stride
+        self.stride, self.precision = stride, precision
 
     def __call__(self, images: Float[Array, "..."]) -> Float[Array, "..."]:
         """`[..., height, width, inputs]` to `[..., height / stride, width / stride, outputs]`."""
-        return convolve(images, self.kernel, self.bias, self.stride)
+        return convolve(images, self.kernel, self.bias, self.stride, self.precision)
 
 
 class Residual(Module):
@@ -80,10 +121,11 @@ class Residual(Module):
     first: Convolution
     second: Convolution
 
-    def __init__(self, channels: int, *, key: PRNGKeyArray):
+    def __init__(self, channels: int, *, precision: Precision = "float32", key: PRNGKeyArray):
         one, two = jax.random.split(key)
-        self.first = Convolution(channels, channels, 3, key=one)
-        self.second = Convolution(channels, channels, 1, gain=0.3, key=two)
+        make = functools.partial(Convolution, channels, channels, precision=precision)
+        self.first = make(3, key=one)
+        self.second = make(1, gain=0.3, key=two)
 
     def __call__(self, images: Float[Array, "..."]) -> Float[Array, "..."]:
         """Images of the same shape."""
@@ -112,6 +154,7 @@ class Reader(Module):
         shape: Height, width and colours.
         channels: Of the convolutions at full width; each halving doubles them.
         features: Length of the vector.
+        precision: Of its products, as of an `MLP`.
         key: For the initial weights.
     """
 
@@ -120,24 +163,34 @@ class Reader(Module):
     last: Float[Array, "flat features"]
     bias: Float[Array, " features"]
     shape: tuple[int, int, int] = eqx.field(static=True)
+    precision: Precision = eqx.field(static=True)
 
     def __init__(
-        self, shape: tuple[int, int, int], channels: int, features: int, *, key: PRNGKeyArray
+        self,
+        shape: tuple[int, int, int],
+        channels: int,
+        features: int,
+        *,
+        precision: Precision = "float32",
+        key: PRNGKeyArray,
     ):
+        convolution = functools.partial(Convolution, precision=precision)
+        residual = functools.partial(Residual, precision=precision)
         sizes = halvings(shape[:2])
         keys = iter(jax.random.split(key, 2 * len(sizes) + 1))
         inputs, steps, blocks = shape[2], [], []
         for number in range(1, len(sizes)):
             outputs = channels * 2 ** (number - 1)
-            steps.append(Convolution(inputs, outputs, 4, stride=2, key=next(keys)))
-            blocks.append(Residual(outputs, key=next(keys)))
+            steps.append(convolution(inputs, outputs, 4, stride=2, key=next(keys)))
+            blocks.append(residual(outputs, key=next(keys)))
             inputs = outputs
         if not steps:
-            steps.append(Convolution(inputs, channels, 3, key=next(keys)))
-            blocks.append(Residual(channels, key=next(keys)))
+            steps.append(convolution(inputs, channels, 3, key=next(keys)))
+            blocks.append(residual(channels, key=next(keys)))
             inputs = channels
         flat = sizes[-1][0] * sizes[-1][1] * inputs
         self.steps, self.blocks, self.shape = tuple(steps), tuple(blocks), shape
+        self.precision = precision
         self.last = _normal()(next(keys), (flat, features))
         self.bias = jnp.zeros(features)
 
@@ -147,7 +200,7 @@ class Reader(Module):
         for step, block in zip(self.steps, self.blocks, strict=True):
             images = block(step(images))
         flat = jax.nn.silu(images).reshape(*images.shape[:-3], -1)
-        return jnp.tanh(add_bias(product(flat, self.last), self.bias))
+        return jnp.tanh(add_bias(product(flat, self.last, self.precision), self.bias))
 
 
 class Painter(Module):
@@ -158,6 +211,7 @@ class Painter(Module):
         shape: Height and width.
         channels: Of the convolutions at full width; each halving doubles them.
         outputs: Numbers for each pixel.
+        precision: Of its products, as of an `MLP`.
         key: For the initial weights.
     """
 
@@ -167,6 +221,7 @@ class Painter(Module):
     blocks: tuple[Residual, ...]
     last: Convolution
     shape: tuple[int, int] = eqx.field(static=True)
+    precision: Precision = eqx.field(static=True)
 
     def __init__(
         self,
@@ -175,28 +230,32 @@ class Painter(Module):
         channels: int,
         outputs: int,
         *,
+        precision: Precision = "float32",
         key: PRNGKeyArray,
     ):
+        convolution = functools.partial(Convolution, precision=precision)
+        residual = functools.partial(Residual, precision=precision)
         sizes = halvings(shape)
         keys = iter(jax.random.split(key, 2 * len(sizes) + 2))
         wide = channels * 2 ** max(len(sizes) - 2, 0)
         flat = sizes[-1][0] * sizes[-1][1] * wide
         self.first = _normal()(next(keys), (inputs, flat))
         self.bias = jnp.zeros(flat)
-        steps, blocks, width = [], [Residual(wide, key=next(keys))], wide
+        steps, blocks, width = [], [residual(wide, key=next(keys))], wide
         for number in range(len(sizes) - 2, 0, -1):
             narrower = channels * 2 ** (number - 1)
-            steps.append(Convolution(width, narrower, 3, key=next(keys)))
-            blocks.append(Residual(narrower, key=next(keys)))
+            steps.append(convolution(width, narrower, 3, key=next(keys)))
+            blocks.append(residual(narrower, key=next(keys)))
             width = narrower
         doubled = 4 if len(sizes) > 1 else 1
-        self.last = Convolution(width, doubled * outputs, 3, gain=0.5, key=next(keys))
+        self.last = convolution(width, doubled * outputs, 3, gain=0.5, key=next(keys))
         self.steps, self.blocks, self.shape = tuple(steps), tuple(blocks), shape
+        self.precision = precision
 
     def __call__(self, features: Float[Array, "..."]) -> Float[Array, "..."]:
         """`[..., inputs]` to `[..., height * width * outputs]`."""
         sizes = halvings(self.shape)
-        values = add_bias(product(features, self.first), self.bias)
+        values = add_bias(product(features, self.first, self.precision), self.bias)
         images = values.reshape(*values.shape[:-1], *sizes[-1], -1)
         images = self.blocks[0](images)
         for number, (step, block) in enumerate(zip(self.steps, self.blocks[1:], strict=True)):

@@ -1,5 +1,6 @@
 r"""A deep ladder of image-shaped latents, in the manner of VDVAE: one top-down state, `TopDown`."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,7 @@ from gdregs.topdown import TopDown
 from gdregs.vae.networks.convolutions import Convolution, Residual, double, halvings
 from gdregs.vae.networks.gaussians import Gaussian
 from gdregs.vae.networks.image_model import ImageModel
-from gdregs.vae.networks.mlp import softplus
+from gdregs.vae.networks.mlp import Precision, softplus
 from gdregs.vae.networks.observations import Observation
 
 
@@ -34,13 +35,22 @@ class Rung(Module):
     from_latent: Convolution
     block: Residual
 
-    def __init__(self, channels: int, latent_size: int, depth: int, *, key: PRNGKeyArray):
+    def __init__(
+        self,
+        channels: int,
+        latent_size: int,
+        depth: int,
+        *,
+        precision: Precision = "float32",
+        key: PRNGKeyArray,
+    ):
+        convolution = functools.partial(Convolution, precision=precision)
         posterior, prior, latent, block = jax.random.split(key, 4)
-        self.to_posterior = Convolution(2 * channels, 2 * latent_size, 3, gain=0.3, key=posterior)
-        self.to_prior = Convolution(channels, 2 * latent_size, 3, gain=0.1, key=prior)
+        self.to_posterior = convolution(2 * channels, 2 * latent_size, 3, gain=0.3, key=posterior)
+        self.to_prior = convolution(channels, 2 * latent_size, 3, gain=0.1, key=prior)
         gain = 1 / math.sqrt(depth)
-        self.from_latent = Convolution(latent_size, channels, 1, gain=gain, key=latent)
-        self.block = Residual(channels, key=block)
+        self.from_latent = convolution(latent_size, channels, 1, gain=gain, key=latent)
+        self.block = Residual(channels, precision=precision, key=block)
 
 
 class ReadPosterior(Module):
@@ -97,6 +107,7 @@ class LadderVAE(ImageModel):
         num_layers: L, the number of stochastic layers, shared out over the sizes.
         latent_size: Channels of each latent.
         channels: Of all convolutions.
+        precision: Of all convolutions.
         observation: The likelihood.
         key: For the initial weights.
 
@@ -121,26 +132,29 @@ class LadderVAE(ImageModel):
         num_layers: int = 8,
         latent_size: int = 8,
         channels: int = 16,
+        precision: Precision = "float32",
         observation: Observation = Observation(),
         key: PRNGKeyArray,
     ):
+        convolution = functools.partial(Convolution, precision=precision)
+        residual = functools.partial(Residual, precision=precision)
         sizes = halvings(shape[:2])[1:] or [shape[:2]]
         down, rungs, last, block = jax.random.split(key, 4)
         keys = jax.random.split(down, 2 * len(sizes))
         self.downs = tuple(
-            Convolution(shape[2] if i == 0 else channels, channels, 4, stride=2, key=keys[2 * i])
+            convolution(shape[2] if i == 0 else channels, channels, 4, stride=2, key=keys[2 * i])
             for i in range(len(sizes))
         )
-        self.blocks = tuple(Residual(channels, key=keys[2 * i + 1]) for i in range(len(sizes)))
+        self.blocks = tuple(residual(channels, key=keys[2 * i + 1]) for i in range(len(sizes)))
         self.rungs = tuple(
-            Rung(channels, latent_size, num_layers, key=one)
+            Rung(channels, latent_size, num_layers, precision=precision, key=one)
             for one in jax.random.split(rungs, num_layers)
         )
         self.shape, self.observation = shape, observation
         self.state = jnp.zeros((*self._sizes()[0], channels))
-        self.last_block = Residual(channels, key=block)
+        self.last_block = residual(channels, key=block)
         outputs = observation.num_outputs(shape[2])
-        self.last = Convolution(channels, outputs, 3, gain=0.5, key=last)
+        self.last = convolution(channels, outputs, 3, gain=0.5, key=last)
 
     def _sizes(self) -> list[tuple[int, int]]:
         """Height and width of each layer, top first: coarse ones before fine ones."""
@@ -152,6 +166,11 @@ class LadderVAE(ImageModel):
     def latents(self) -> tuple[str, ...]:
         """The names of the stochastic layers, bottom first: z1, ..., zL."""
         return tuple(f"z{layer + 1}" for layer in range(len(self.rungs)))
+
+    @property
+    def prior_networks(self) -> Any:
+        """What the prior's layers are made of, the top-down state included."""
+        return self.groups["prior"]
 
     @property
     def groups(self) -> dict[str, Any]:

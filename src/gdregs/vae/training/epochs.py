@@ -157,6 +157,7 @@ def make_model(config: Config, task: Task, key: PRNGKeyArray) -> Any:
             num_layers=config.num_layers,
             latent_size=config.latent_size,
             channels=config.channels,
+            precision=config.precision,
             observation=task.observation,
             key=key,
         )
