@@ -32,6 +32,7 @@ def convolve(
     if kernel.shape[:2] == (1, 1) and stride == 1:
         return add_bias(product(images, kernel[0, 0], precision), bias)
     images = images.reshape(-1, *shape)
+    found: Array
     if precision == "bfloat16":
         found = _bfloat16_convolution(images, kernel, stride)
     else:
@@ -69,7 +70,7 @@ def _forth(images, kernel, stride):
 
 def _back(stride, factors, cotangent):
     rounded = [factor.astype(jnp.bfloat16) for factor in factors]
-    _, pullback = jax.vjp(lambda *factors: _convolution(*factors, stride), *rounded)
+    _, pullback = jax.vjp(lambda a, b: _convolution(a, b, stride), *rounded)
     found = pullback(cotangent.astype(jnp.bfloat16))
     return tuple(one.astype(factor.dtype) for one, factor in zip(found, factors, strict=True))
 
