@@ -111,7 +111,7 @@ def test_evaluation_looks_where_training_had_the_files(tmp_path, monkeypatch, ca
     data.mkdir()
     asked = []
 
-    def load_dataset_from(name, data_dir=None, cache=None, options=None):
+    def load_dataset_from(name, data_dir=None, cache=None, options=None, stream=False):
         asked.append(data_dir)
         return load_dataset("digits")
 
