@@ -242,9 +242,10 @@ def evaluate(
     if not isinstance(objective, ELBO) and len(sizes) > 1:
         z = jax.eval_shape(lambda: model.draw(0, model.num_samples))
         refuse_new_noise(model.likelihood, z, sizes)
-    look = Look(model, shape, objective)
+    is_whole = num_kept == shape.num_samples or own_path
+    look = Look(model, shape, objective, remembers=is_whole and not own_path)
     value = look.value()
-    if num_kept == shape.num_samples or own_path:
+    if is_whole:
         surrogate, kept = pull_all(model, look, estimators), jnp.ones(shape.batch, shape.dtype)
     else:
         weighed, kept = choose(look, num_kept)

@@ -21,11 +21,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from gdregs.evaluation.gates import log_density_without_indirect
+from gdregs.evaluation.weights import draw_and_remember
 from gdregs.reexpression.paths import with_path
 from gdregs.reexpression.reexpress import reexpress
 from gdregs.reexpression.reparameterized import is_reparameterized
 from gdregs.reexpression.support import move_into_support
+from gdregs.sequences.densities import drawer, log_density_along
 from gdregs.sequences.paths import PATHS, path_of
+from gdregs.sequences.recalled import Recalled, draw_and_recall
 from gdregs.sequences.walk import Walk, after, at, lay_out, with_first
 from gdregs.shared.checks import positive_integer
 
@@ -160,19 +163,8 @@ class Chain(eqx.Module):
         self, key: PRNGKeyArray, sample_shape: tuple[int, ...], note: Callable[..., Any]
     ) -> tuple[Array, Any]:
         """The latents, and what `note(conditional, z)` returns of each, `[T, ...]`."""
-        batch, event = self._shapes()
-        lead = (*sample_shape, *batch)
-        keys = jax.random.split(key, self.length)
-
-        def draw(conditional: Any, key: PRNGKeyArray) -> Any:
-            is_whole = conditional.batch_shape == lead
-            z = (conditional if is_whole else conditional.expand(lead)).sample(key)
-            noted = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, lead), note(conditional, z))
-            return z, noted
-
-        u = at(self.inputs, -1 if self.reverse else 0)
-        dtype = jax.eval_shape(lambda: draw(self._first(u), keys[0]))[0].dtype
-        walk = self._walk(lead, event, dtype)
+        walk, _ = self.walk_from(key, sample_shape)
+        keys, draw = jax.random.split(key, self.length), drawer(walk.lead, note)
 
         def step(context, xs):
             key, now = xs
@@ -180,7 +172,7 @@ class Chain(eqx.Module):
             return walk.follow(context, drawn[0], now), drawn
 
         if walk.is_memoryless():
-            nothing = jnp.zeros((self.length, *lead, *event), dtype)
+            nothing = jnp.zeros((self.length, *walk.lead, *walk.event), walk.dtype)
             drawn = walk.on_all(draw, walk.contexts(nothing), keys)
             z, noted = walk.absent_as(0, drawn, walk.steps)
         elif walk.has_own_first:
@@ -191,6 +183,16 @@ class Chain(eqx.Module):
         else:
             z, noted = walk.scan(step, walk.start, (keys, walk.steps))[1]
         return walk.to_value(z), noted
+
+    def walk_from(self, key: PRNGKeyArray, sample_shape: tuple[int, ...]) -> tuple[Walk, PyTree]:
+        """A walk that draws, and what its first conditional sees."""
+        batch, event = self._shapes()
+        lead = (*sample_shape, *batch)
+        u = at(self.inputs, -1 if self.reverse else 0)
+        draw = drawer(lead, lambda conditional, z: None)
+        dtype = jax.eval_shape(lambda: draw(self._first(u), key))[0].dtype
+        walk = self._walk(lead, event, dtype)
+        return walk, walk.start
 
     def log_prob(self, z: Any, parent_values: Any = None) -> Float[Array, "*shape"]:
         r"""$\log q(z_1) + \sum_t \log q(z_t \mid z_{t-1}, u_t)$, in nats, all steps at once.
@@ -203,16 +205,7 @@ class Chain(eqx.Module):
         Returns:
             `[K, *batch]`.
         """
-        walk = self._walk_along(z)
-        z = walk.to_steps(z)
-        given = z if parent_values is None else walk.to_steps(parent_values)
-
-        def density(conditional: Any, z: Array) -> Array:
-            return jnp.broadcast_to(conditional.log_prob(z), walk.lead)
-
-        terms = walk.on_all(density, walk.contexts(given), walk.absent_as_feasible(z))
-        present = walk.steps.present
-        return jnp.sum(terms if present is None else jnp.where(present, terms, 0), axis=0)
+        return log_density_along(self.walk_along(z), z, parent_values)
 
     def _first(self, u: PyTree) -> Any:
         """The distribution of the first latent."""
@@ -230,7 +223,7 @@ class Chain(eqx.Module):
             self.length, self.reverse, self.checkpoint,
         )  # fmt: skip
 
-    def _walk_along(self, z: Array) -> Walk:
+    def walk_along(self, z: Array) -> Walk:
         """A walk along a value."""
         _, event = self._shapes()
         place = jnp.ndim(z) - len(event) - 1
@@ -281,7 +274,7 @@ def _shapes_of(conditional: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
 def _(chain: Chain, z: Array) -> Array:
     """Every latent given its re-expressed predecessors: (C.11)."""
     z = jax.lax.stop_gradient(z)
-    walk = chain._walk_along(z)
+    walk = chain.walk_along(z)
     return with_path(z, walk.to_value(path_of(walk, walk.to_steps(z), chain.path)))
 
 
@@ -292,7 +285,7 @@ def _(posterior: Chain, key: PRNGKeyArray, num_samples: int) -> bool:
 
     def look():
         z = posterior.sample(key, (num_samples,))
-        walk = posterior._walk_along(z)
+        walk = posterior.walk_along(z)
 
         def ask(conditional, z):
             answers.append(is_reparameterized(conditional, key, num_samples))
@@ -307,7 +300,7 @@ def _(posterior: Chain, key: PRNGKeyArray, num_samples: int) -> bool:
 @move_into_support.register(Chain)
 def _(chain: Chain, z: PyTree) -> tuple[PyTree, Array | None]:
     """Every latent given its moved predecessors."""
-    walk = chain._walk_along(z)
+    walk = chain.walk_along(z)
     has_support = []
 
     def ask(conditional, z):
@@ -346,3 +339,18 @@ def _(chain: Chain, z: PyTree) -> tuple[PyTree, Array | None]:
 def _(part: Chain, z: PyTree) -> Array:
     """No gradient passes to the latents before by way of the distribution's parameters."""
     return part.log_prob(z, parent_values=jax.lax.stop_gradient(z))
+
+
+@log_density_without_indirect.register(Recalled)
+def _(part: Recalled, z: PyTree) -> Array:
+    """As of the chain."""
+    return part.log_prob(z, parent_values=jax.lax.stop_gradient(z))
+
+
+@draw_and_remember.register(Chain)
+def _(
+    posterior: Chain, key: PRNGKeyArray, sample_shape: tuple[int, ...]
+) -> tuple[PyTree, Array, Callable[[Any], Any]] | None:
+    """The networks run once, where the path is a loop over their derivatives."""
+    walk, start = posterior.walk_from(key, sample_shape)
+    return draw_and_recall(walk, start, key, posterior.path)

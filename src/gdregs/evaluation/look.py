@@ -22,16 +22,31 @@ class Weighed(NamedTuple):
 
 
 class Look:
-    """All log-weights, without gradient, and what the objective makes of them."""
+    """All log-weights, without gradient, and what the objective makes of them.
 
-    def __init__(self, model: Model, shape: Shape, objective: Any):
+    Args:
+        model: The model.
+        shape: What is known of its shapes.
+        objective: The objective.
+        remembers: Whether all samples will be pulled through, as they were drawn.
+    """
+
+    def __init__(self, model: Model, shape: Shape, objective: Any, *, remembers: bool = False):
         # Stopped here already, so that no time is spent on tracing derivatives.
         model = model._replace(posterior=gated(model.posterior, 0), prior=gated(model.prior, 0))
         self.model = model
         self.shape = shape
         self.objective = objective
-        self._whole = model.look(0, model.num_samples) if model.chunk_size is None else None
+        self._whole, self._recalled = None, None
+        if model.chunk_size is None and remembers:
+            self._whole, self._recalled = model.look_and_remember()
+        elif model.chunk_size is None:
+            self._whole = model.look(0, model.num_samples)
         self.summary = objective.summarize(self._fold_log_weights, shape)
+
+    def recall(self, posterior: Any) -> Any:
+        """The posterior at the samples that were looked at, from what their draw left behind."""
+        return posterior if self._recalled is None else self._recalled(posterior)
 
     def block(self, start, size) -> Block:
         """A block of samples; if all are one block, it is looked at once."""

@@ -37,6 +37,7 @@ class Estimators(NamedTuple):
 
 def pull_all(model: Model, look: Look, estimators: Estimators) -> Float[Array, "*batch"]:
     """The surrogate on all K samples; streamed, with every block evaluated anew on the way back."""
+    model = model._replace(posterior=look.recall(model.posterior))
 
     def step(total, start, size):
         block = look.block(start, size)

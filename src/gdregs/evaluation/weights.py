@@ -1,5 +1,6 @@
 """Log-weights of importance samples, all at once or in blocks."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
@@ -30,6 +31,20 @@ class Block(NamedTuple):
     z: PyTree
     log_weights: Float[Array, "k *batch"]
     start: Start
+
+
+@functools.singledispatch
+def draw_and_remember(
+    posterior: Any, key: PRNGKeyArray, sample_shape: tuple[int, ...]
+) -> tuple[PyTree, Array, Callable[[Any], Any]] | None:
+    """Draw latents in a way that leaves behind what their density and path need.
+
+    Returns:
+        The latents, their log-density, and a function of the posterior that returns one with the
+        same density and path at these latents, cheaper; None where nothing is to be gained.
+    """
+    del posterior, key, sample_shape
+    return None
 
 
 class Model(NamedTuple):
@@ -66,6 +81,14 @@ class Model(NamedTuple):
             return self.draw(start, size), None
         return draw(self._key_of(start), (size,))
 
+    def look_and_remember(self) -> tuple[Block, Callable[[Any], Any]]:
+        """All samples in one block, and what makes of the posterior one that recalls them."""
+        found = draw_and_remember(self.posterior, self._key_of(0), (self.num_samples,))
+        if found is None:
+            return self.look(0, self.num_samples), lambda posterior: posterior
+        z, log_posterior, recalled = found
+        return self._weighed(0, z, log_posterior), recalled
+
     def _key_of(self, start: Start) -> PRNGKeyArray:
         if self.chunk_size is None and (self.samples, self.data) == (ALONE, ALONE):
             return self.key
@@ -90,7 +113,10 @@ class Model(NamedTuple):
 
     def look(self, start: Start, size: int) -> Block:
         """Draw and weigh a block without gradient. A weight that is not a number is 0."""
-        z, log_posterior = jax.lax.stop_gradient(self.draw_weighed(start, size))
+        return self._weighed(start, *self.draw_weighed(start, size))
+
+    def _weighed(self, start: Start, z: PyTree, log_posterior: Array | None) -> Block:
+        z, log_posterior = jax.lax.stop_gradient((z, log_posterior))
         z, log_weights = jax.lax.stop_gradient(self.weigh(z, log_posterior))
         log_weights = jnp.where(jnp.isnan(log_weights), -jnp.inf, log_weights)
         return Block(z, log_weights, self.position(start))

@@ -6,6 +6,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import PRNGKeyArray, PyTree
@@ -33,7 +34,12 @@ def is_reparameterized(posterior: Any, key: PRNGKeyArray, num_samples: int) -> b
 
 def depend(function: Callable[..., PyTree], *arguments: Any) -> list[bool]:
     """Of each leaf of what a function returns, whether it depends on any argument."""
-    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    return depends(jax.make_jaxpr(function)(*arguments))
+
+
+def depends(program: jax.extend.core.ClosedJaxpr) -> list[bool]:
+    """Of each output of a traced function, whether it depends on any argument."""
+    jaxpr = program.jaxpr
     reached = {id(var) for var in jaxpr.invars}
     for equation in jaxpr.eqns:
         if any(id(var) in reached for var in equation.invars):

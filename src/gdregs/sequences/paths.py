@@ -14,12 +14,14 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.extend
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from gdregs.reexpression.reexpress import reexpress
-from gdregs.reexpression.reparameterized import depend
+from gdregs.reexpression.reparameterized import depends
 from gdregs.sequences.dependence import is_elementwise
+from gdregs.sequences.memory import Memory
 from gdregs.sequences.recurrences import solve_dense, solve_diagonal
 from gdregs.sequences.walk import Walk, after, at
 
@@ -36,14 +38,25 @@ def path_of(walk: Walk, z: Array, form: str) -> Array:
     if walk.is_memoryless():
         path = walk.on_all(reexpress, walk.contexts(z), z)
         return walk.absent_as(0, path, walk.steps)
+    is_diagonal = _matrices(walk, z, form)
+    if is_diagonal is None:
+        return _path_by_loop(walk, z)
+    return _path_by_matrices(walk, z, walk.contexts(z), is_diagonal)
+
+
+def is_by_loop(walk: Walk, z: Array, form: str) -> bool:
+    """Whether the path is a loop over the derivatives of the networks."""
+    return not walk.is_memoryless() and _matrices(walk, z, form) is None
+
+
+def _matrices(walk: Walk, z: Array, form: str) -> bool | None:
+    """Whether the matrices of the steps are diagonal; None where they are not written out."""
     has_matrices = walk.has_own_first and walk.advance is None and walk.length > 1
-    if has_matrices and not walk.saves_memory and form != "loop":
-        contexts = walk.contexts(z)
-        is_diagonal = is_elementwise(_mover(walk, z), contexts)
-        is_small = math.prod(walk.event) <= LARGEST_MATRIX
-        if is_diagonal or is_small or form == "matrices":
-            return _path_by_matrices(walk, z, contexts, is_diagonal)
-    return _path_by_loop(walk, z)
+    if not has_matrices or walk.saves_memory or form == "loop":
+        return None
+    is_diagonal = is_elementwise(_mover(walk, z), walk.contexts(z))
+    is_small = math.prod(walk.event) <= LARGEST_MATRIX
+    return is_diagonal if is_diagonal or is_small or form == "matrices" else None
 
 
 def _mover(walk: Walk, z: Array) -> Callable[[Array], Array]:
@@ -114,6 +127,11 @@ def _path_step_by_step(walk: Walk, start: PyTree, steps: Any, z: Array) -> Array
     return walk.scan(step, start, (steps, z))[1]
 
 
+def _can_differ(part: Any) -> bool:
+    """Whether a part of the inputs may be differentiated: an array, but not one of a memory."""
+    return not isinstance(part, Memory) and eqx.is_inexact_array(part)
+
+
 def _path_by_linear_steps(
     walk: Walk, start: PyTree, contexts: PyTree, steps: Any, z: Array
 ) -> Array:
@@ -125,28 +143,35 @@ def _path_by_linear_steps(
     """
     parts = {"initial": walk.initial, "transition": walk.transition, "advance": walk.advance}
     parameters, fixed = eqx.partition(parts, eqx.is_inexact_array)
-    inputs, other = eqx.partition(steps, eqx.is_inexact_array)
+    inputs, other = eqx.partition(steps, _can_differ, is_leaf=lambda part: isinstance(part, Memory))
 
     def one(parameters, context, inputs, other, z):
         live = dataclasses.replace(walk, **eqx.combine(parameters, fixed))
         return _one_step(live, context, eqx.combine(inputs, other), z)
 
+    # Parameters in closures have a path as well.
+    converted, hidden = jax.closure_convert(one, parameters, *at((contexts, inputs, other, z), 0))
+    parameters = (parameters, hidden)
     structure = None
 
     def residuals(context, inputs, other, z):
         nonlocal structure
-        _, pullback = jax.vjp(
-            lambda parameters, context, inputs: one(parameters, context, inputs, other, z),
-            stop(parameters),
-            context,
-            stop(inputs),
-        )
+
+        def local(parameters, context, inputs):
+            known, hidden = parameters
+            return converted(known, context, inputs, other, z, *hidden)
+
+        _, pullback = jax.vjp(local, stop(parameters), context, stop(inputs))
         leaves, structure = jax.tree.flatten(pullback)
         return leaves
 
     xs = (contexts, inputs, other, z)
-    differs = depend(residuals, *at(xs, 0))
-    stacked = jax.vmap(residuals, out_axes=[0 if d else None for d in differs])(*xs)
+    program = jax.make_jaxpr(residuals)(*at(xs, 0))
+    differs = depends(program)
+    on_all = jax.vmap(
+        jax.extend.core.jaxpr_as_fun(program), out_axes=[0 if d else None for d in differs]
+    )
+    stacked = on_all(*jax.tree.leaves(xs))
     constant = [None if d else leaf for d, leaf in zip(differs, stacked, strict=True)]
     varying = [leaf if d else None for d, leaf in zip(differs, stacked, strict=True)]
     difference = jax.tree.map(lambda leaf: leaf - stop(leaf), (parameters, inputs, start))

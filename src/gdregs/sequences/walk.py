@@ -23,11 +23,13 @@ class Step(NamedTuple):
         input: The chain's own input.
         present: Whether there is such a step, `[K, *batch]`; None where all are.
         started: Whether there is one before it; None where that needs no asking.
+        memory: What the draw of its latent has left behind, for a transition that recalls it.
     """
 
     input: PyTree
     present: Array | None
     started: Array | None
+    memory: PyTree = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,9 +89,15 @@ class Walk:
         first = at(self.steps, 0)
 
         def parameters(previous):
-            return jax.tree.leaves(self.transition(previous, first.input))
+            return jax.tree.leaves(self.conditional(previous, first))
 
         return not any(depend(parameters, jnp.zeros((*self.lead, *self.event), self.dtype)))
+
+    def conditional(self, context: PyTree, step: Step) -> Any:
+        """The distribution of a latent that has one before it, or a state."""
+        if step.memory is None:
+            return self.transition(context, step.input)
+        return self.transition(context, step.input, step.memory)
 
     def first(self, step: Step) -> Any:
         """The distribution of a latent that has none before it."""
@@ -107,7 +115,7 @@ class Walk:
 
     def choose(self, function: Callable[..., T], context: PyTree, step: Step, *values: Any) -> T:
         """`function(conditional, *values)` with the conditional of a step."""
-        result = function(self.transition(context, step.input), *values)
+        result = function(self.conditional(context, step), *values)
         started = step.started
         if started is None:
             return result
@@ -128,7 +136,7 @@ class Walk:
         if self.steps.present is None:
             return z
         first = at(self.steps, 0)
-        conditional = self.transition(self.start, first.input)
+        conditional = self.conditional(self.start, first)
         return self.absent_as(feasible(conditional, z), z, self.steps)
 
     def contexts(self, z: Array) -> PyTree:

@@ -1,0 +1,89 @@
+"""A chain at latents that were drawn from it, whose networks do not run again."""
+
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from gdregs.reexpression.paths import with_path
+from gdregs.reexpression.reexpress import reexpress
+from gdregs.sequences.densities import drawer, log_density_along
+from gdregs.sequences.memory import Memory, Recall, remember, trace_conditional
+from gdregs.sequences.paths import is_by_loop, path_of
+from gdregs.sequences.walk import Walk, after, at, with_first
+
+
+class Recalled(eqx.Module):
+    """A chain with the memory of the draw of some latents; it is of use at these alone."""
+
+    chain: Any
+    memory: Memory
+    recall: Recall
+
+    def log_prob(self, z: Any, parent_values: Any = None) -> Float[Array, "*shape"]:
+        """As of the chain."""
+        return log_density_along(self.walk_along(z), z, parent_values)
+
+    def walk_along(self, z: Array) -> Walk:
+        """As of the chain, with a transition that recalls."""
+        walk = self.chain.walk_along(z)
+        recall = eqx.tree_at(lambda recall: recall.transition, self.recall, walk.transition)
+        steps = walk.steps._replace(memory=self.memory)
+        return dataclasses.replace(walk, transition=recall, steps=steps)
+
+
+def draw_and_recall(
+    walk: Walk, start: PyTree, key: PRNGKeyArray, form: str
+) -> tuple[Array, Array, Any] | None:
+    """Latents, their log-density, and what makes of a chain one that recalls them.
+
+    None where the path is not a loop over the networks' derivatives: nothing would be gained.
+
+    Args:
+        walk: A walk that draws.
+        start: What its first conditional sees.
+        key: A JAX random key.
+        form: How the path is computed.
+    """
+    length = walk.length
+    nothing = jnp.zeros((length, *walk.lead, *walk.event), walk.dtype)
+    if walk.advance is not None or walk.saves_memory or not is_by_loop(walk, nothing, form):
+        return None
+    program = trace_conditional(walk.transition, start, at(walk.steps, -1).input)
+    if program is None:
+        return None
+    draw = drawer(walk.lead, lambda conditional, z: conditional.log_prob(z))
+    keys = jax.random.split(key, length)
+
+    def step(context, xs):
+        key, now = xs
+        conditional, memory, _ = remember(program, context, now.input)
+        given = dataclasses.replace(walk, transition=lambda context, step_input: conditional)
+        drawn = walk.absent_as(0, given.choose(draw, context, now, key), now)
+        return walk.follow(context, drawn[0], now), (drawn, memory)
+
+    xs = (keys, walk.steps)
+    if walk.has_own_first:
+        first = draw(walk.first(at(walk.steps, 0)), keys[0])
+        rest, memory = walk.scan(step, first[0], after(xs, 1))[1]
+        z, terms = with_first(first, rest)
+        memory = with_first(at(jax.tree.map(jnp.zeros_like, memory), 0), memory)
+    else:
+        (z, terms), memory = walk.scan(step, walk.start, xs)[1]
+    _, _, constant = remember(program, start, at(walk.steps, -1).input)
+
+    def recalled(chain: Any) -> Recalled:
+        return Recalled(chain, memory, Recall(None, constant, program.layout))
+
+    return walk.to_value(z), jnp.sum(terms, axis=0), recalled
+
+
+@reexpress.register(Recalled)
+def _(recalled: Recalled, z: Array) -> Array:
+    """As of the chain."""
+    z = jax.lax.stop_gradient(z)
+    walk = recalled.walk_along(z)
+    return with_path(z, walk.to_value(path_of(walk, walk.to_steps(z), "loop")))
