@@ -172,6 +172,7 @@ STEPS = {
     "M = K": chain_step,
     "M = K, loop": lambda *args: chain_step(*args, None, (("path", "loop"),)),
     "M = K, matrices": lambda *args: chain_step(*args, None, (("path", "matrices"),)),
+    "M = K, checkpoint": lambda *args: chain_step(*args, None, (("checkpoint", True),)),
     "M = K / 4": lambda *args: chain_step(*args, SAMPLES // 4),
     "M = K / 8": lambda *args: chain_step(*args, SAMPLES // 8),
     "M = K / 8, loop": lambda *args: chain_step(*args, SAMPLES // 8, (("path", "loop"),)),

@@ -29,7 +29,10 @@ def found():
 
 @pytest.mark.parametrize(
     ("case", "mesh"),
-    [(case, mesh) for case in eight_devices.CASES for mesh in eight_devices.meshes_of(case)],
+    [
+        *((case, mesh) for case in eight_devices.CASES for mesh in eight_devices.meshes_of(case)),
+        *((case, "both") for case in eight_devices.CHAINS),
+    ],
 )
 def test_value_gradient_and_diagnostics_are_those_of_one_device(found, case, mesh):
     """Up to the order of additions, in float32."""

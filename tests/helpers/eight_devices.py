@@ -72,6 +72,40 @@ def make_loss(bound=gdregs.bound_with_diagnostics, **options):
     return loss
 
 
+class Move(eqx.Module):
+    weight: jax.Array
+
+    def __call__(self, previous, given):
+        with jax.numpy_rank_promotion("allow"):
+            loc = jnp.tanh(previous @ self.weight)
+            loc = loc if given is None else loc + given
+        return dist.Normal(loc, 0.5 + 0.1 * loc**2).to_event(1)
+
+
+CHAINS = {"chain": {}, "chain, M = 4": {"num_gradient_samples": 4}}
+
+
+def make_chain_loss(**options):
+    """Of six rows of six pixels as a sequence; its leaves are two matrices."""
+
+    def loss(leaves, images, key):
+        rows = jnp.moveaxis(images.reshape(-1, 6, 6), 1, 0)
+        first = dist.Normal(jnp.zeros((rows.shape[1], 6)), 1.0).to_event(1)
+        posterior = gdregs.Chain(first, Move(leaves[0]), length=6, inputs=rows, path="loop")
+        prior = gdregs.Chain(first, Move(leaves[1]), length=6)
+
+        def likelihood(z):
+            with jax.numpy_rank_promotion("allow"):
+                return dist.Normal(z, 0.7).log_prob(jnp.moveaxis(rows, 0, 1)).sum((-2, -1))
+
+        found = gdregs.bound_with_diagnostics(
+            posterior, prior, likelihood, key=key, num_samples=NUM_SAMPLES, **options
+        )
+        return -jnp.mean(found[0]), jax.tree.map(jnp.mean, found[1])
+
+    return loss
+
+
 def difference(expected, found):
     """The largest difference, relative to the largest entry of each array."""
     return max(
@@ -127,6 +161,13 @@ def main():
             function = jax.jit(gdregs.value_and_grad(loss, mesh, has_aux=True))
             found = function(LEAVES, IMAGES, KEY)
             results[f"{case}, {name}"] = difference(expected, found)
+
+    matrices = jax.random.normal(jax.random.key(5), (2, 6, 6))
+    for case, options in CHAINS.items():
+        loss = make_chain_loss(**options)
+        expected = jax.jit(jax.value_and_grad(loss, has_aux=True))(matrices, IMAGES, KEY)
+        function = gdregs.value_and_grad(loss, gdregs.make_mesh(**MESHES["both"]), has_aux=True)
+        results[f"{case}, both"] = difference(expected, jax.jit(function)(matrices, IMAGES, KEY))
 
     mesh = gdregs.make_mesh(samples=8)
 
