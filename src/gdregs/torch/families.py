@@ -76,6 +76,61 @@ def _shares(concentration: Tensor, z: Tensor) -> Tensor:
     return z + moves - z * moves.sum(-1, keepdim=True)
 
 
+@rule(dist.FisherSnedecor)
+def _fisher_snedecor(distribution: Any, z: Tensor) -> Tensor:
+    r"""$z = (\nu_2 b)/(\nu_1 (1 - b))$ with $b \sim \mathrm{Beta}(\nu_1/2, \nu_2/2)$."""
+    one, two = distribution.df1, distribution.df2
+    odds = (one * z / two).detach()
+    concentration = torch.stack([one, two], -1) / 2
+    shares = _shares(
+        concentration, torch.stack([odds, torch.ones_like(odds)], -1) / (1 + odds[..., None])
+    )
+    return two * shares[..., 0] / (one * shares[..., 1])
+
+
+@rule(dist.Wishart)
+def _wishart(distribution: Any, z: Tensor) -> Tensor:
+    r"""$z = L A A^T L^T$ with Bartlett's $A$, whose diagonal moves with the degrees of freedom.
+
+    $A_{ii}^2 \sim \chi^2(\nu - i)$, and what is below the diagonal is noise.
+    """
+    lower, df = distribution._unbroadcasted_scale_tril, distribution.df
+    with torch.no_grad():
+        noise = torch.linalg.solve_triangular(lower, torch.linalg.cholesky(z), upper=False)
+        half = torch.diagonal(noise, dim1=-2, dim2=-1) ** 2 / 2
+    counts = torch.arange(z.shape[-1], dtype=z.dtype, device=z.device)
+    moved = (2 * _standard_gamma((df[..., None] - counts) / 2, half)).sqrt()
+    factor = lower @ (noise.tril(-1) + torch.diag_embed(moved))
+    return factor @ factor.mT
+
+
+@rule(dist.VonMises)
+def _von_mises(distribution: Any, z: Tensor) -> Tensor:
+    r"""The location turns z; $dz = -\partial_\kappa F / p \, d\kappa$ by the series of F.
+
+    $F(x) = \frac{1}{2\pi} (x + 2 \sum_j r_j \sin(jx)/j)$ with $r_j = I_j(\kappa)/I_0(\kappa)$ from
+    the recurrence downward, and $r_j' = (r_{j-1} + r_{j+1})/2 - r_j r_1$.
+    """
+    loc, concentration = distribution.loc, distribution.concentration
+    with torch.no_grad():
+        kappa = concentration.double().expand(z.shape)
+        x = torch.remainder(z - loc + torch.pi, 2 * torch.pi) - torch.pi
+        count = int(12 + 9 * float(kappa.max()) ** 0.5)
+        above, ratios = torch.zeros_like(kappa), []  # I_j / I_{j-1}, from the top down
+        for j in range(count, 0, -1):
+            above = 1 / (2 * j / kappa + above)
+            ratios.append(above)
+        series = torch.cat([torch.ones_like(kappa)[None], torch.stack(ratios[::-1]).cumprod(0)])
+        after = torch.cat([series[2:], torch.zeros_like(kappa)[None]])
+        slopes = (series[:-1] + after) / 2 - series[1:] * series[1]
+        orders = torch.arange(1, count + 1, dtype=torch.float64, device=z.device)
+        orders = orders.reshape(-1, *(1,) * kappa.ndim)
+        change = (slopes * torch.sin(orders * x) / orders).sum(0) / torch.pi
+        slope = -change.to(z.dtype) / distribution.log_prob(z).exp()
+    moved = slope * (concentration - concentration.detach())
+    return z.detach() + (loc - loc.detach()) + moved
+
+
 @rule(dist.StudentT)
 def _student_t(distribution: Any, z: Tensor) -> Tensor:
     r"""$z = \mu + \sigma x \sqrt{\nu / s}$ with normal x and $s \sim \chi^2(\nu)$.
@@ -176,6 +231,14 @@ def _relaxed_bernoulli(distribution: Any, z: Tensor) -> Tensor:
     noise = (value * base.temperature - base.logits).detach()
     path = (base.logits + noise) / base.temperature
     return path.sigmoid() if is_probability else path
+
+
+@rule(dist.relaxed_categorical.ExpRelaxedCategorical)
+def _exp_relaxed_categorical(distribution: Any, z: Tensor) -> Tensor:
+    r"""$z = \log\mathrm{softmax}((\mathrm{logits} + \epsilon)/T)$, whatever all noise adds."""
+    logits, temperature = distribution.logits, distribution.temperature
+    noise = (z * temperature - logits).detach()
+    return torch.log_softmax((logits + noise) / temperature, -1)
 
 
 @rule(dist.MixtureSameFamily)
