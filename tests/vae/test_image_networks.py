@@ -18,8 +18,13 @@ from gdregs.vae import (
     Observation,
     OwnVAE,
     fit,
+    make_task,
 )
+from gdregs.vae.data.datasets import Dataset
 from gdregs.vae.networks.convolutions import Painter, Reader, convolve, double
+from gdregs.vae.runs import folders
+from gdregs.vae.training import evaluation
+from gdregs.vae.training.loops import loops_are_slow
 
 KINDS = ("categorical", "discretised-logistic-mixture")
 FAST = (("mlp", "gaussian"), ("conv", "categorical"))
@@ -114,6 +119,34 @@ def test_convolutions_of_every_precision_learn_a_mix(networks):
         assert any(alpha != 0.5 for alpha in rows[-1]["alpha"].values())
     assert bounds["float32"] != bounds["bfloat16"]
     assert abs(bounds["float32"] - bounds["bfloat16"]) < 0.5
+
+
+def test_steps_of_convolutions_run_one_by_one(monkeypatch, tmp_path):
+    """As in a loop of the compiler's, which runs convolutions four times as slowly."""
+    images = np.random.default_rng(0).integers(0, 17, (40, 8, 8), dtype=np.uint8)
+    config = Config(
+        networks="conv", num_layers=1, latent_size=2, hidden_size=4, channels=4, num_samples=4,
+        gradient_samples=2, epochs=2, batch_size=8, learning_rate=1e-2,
+    )  # fmt: skip
+    found = {}
+    for module in (folders, evaluation):
+        assert module.loops_are_slow is loops_are_slow
+    for kind in ("steps", "loop"):
+        _, found[kind] = fit(None, images, images[:11], config, levels=16)
+        for module in (folders, evaluation):
+            monkeypatch.setattr(module, "loops_are_slow", lambda *arguments: False)
+    for one, other in zip(found["steps"], found["loop"], strict=True):
+        for name in ("train_bound", "test_bound", "effective_sample_size"):
+            np.testing.assert_allclose(one[name], other[name], rtol=1e-4)
+    task = make_task(config, Dataset("digits", images, images[:11], 16))
+    assert loops_are_slow(
+        config, task, own(Convolving(eqx.nn.Linear(2, 64, key=jax.random.key(0))))
+    )
+    assert not loops_are_slow(
+        config, task, own(Decoder(eqx.nn.Linear(2, 64, key=jax.random.key(0))))
+    )
+    assert loops_are_slow(config, task, models()["ladder"])
+    assert not loops_are_slow(config, task, models()["mlp"])
 
 
 def test_doubling_repeats():
@@ -211,6 +244,26 @@ class Decoder(eqx.Module):
 
     def __call__(self, z):
         return jax.vmap(jax.vmap(self.linear))(z) if z.ndim == 3 else jax.vmap(self.linear)(z)
+
+
+class Convolving(eqx.Module):
+    linear: eqx.nn.Linear
+
+    def __call__(self, z):
+        images = (z @ self.linear.weight.T).reshape(-1, 8, 8, 1)
+        painted = convolve(images, jnp.ones((3, 3, 1, 1)), jnp.zeros(1))
+        return painted.reshape(*z.shape[:-1], 64)
+
+
+def own(decoder):
+    """A model of one's own with this decoder."""
+    return OwnVAE(
+        Encoder(eqx.nn.Linear(64, 4, key=jax.random.key(0))),
+        dist.Normal(jnp.zeros(2), 1.0).to_event(1),
+        decoder,
+        shape=(8, 8, 1),
+        observation=Observation(levels=16),
+    )
 
 
 def test_own_networks_are_trained_saved_and_continued(tmp_path):

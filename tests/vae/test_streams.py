@@ -16,9 +16,9 @@ from gdregs.vae import Config, UserError, load_dataset, make_state, make_task
 from gdregs.vae.data import own
 from gdregs.vae.data.pictures import Options
 from gdregs.vae.data.streams import open_stream
-from gdregs.vae.training import streaming
+from gdregs.vae.training import segments
 from gdregs.vae.training.epochs import make_epoch
-from gdregs.vae.training.streaming import make_streamed_epoch
+from gdregs.vae.training.segments import make_streamed_epoch
 
 pytest.importorskip("grain")
 
@@ -86,7 +86,7 @@ def test_an_epoch_is_that_of_images_in_memory(monkeypatch):
     held = make_task(config, load_dataset(config.dataset))
     assert streamed.num_train == len(held.train) == 54
     assert streamed.train.shape[0] == 8
-    monkeypatch.setattr(streaming, "SEGMENT_BYTES", 8 * 90 * 4)  # segments of 3, 3 batches
+    monkeypatch.setattr(segments, "SEGMENT_BYTES", 8 * 90 * 4)  # segments of 3, 3 batches
     for make, task in ((make_epoch, held), (make_streamed_epoch, streamed)):
         epoch = make(config, task)
         state, first = epoch(make_state(config, task))

@@ -29,9 +29,10 @@ from gdregs.vae.training.epochs import (
     make_states,
 )
 from gdregs.vae.training.evaluation import make_evaluation, make_gradient_variance
+from gdregs.vae.training.loops import loops_are_slow
 from gdregs.vae.training.meshes import fetch, spread
 from gdregs.vae.training.processes import from_first, is_first
-from gdregs.vae.training.streaming import make_streamed_epoch
+from gdregs.vae.training.segments import make_stepwise_epoch, make_streamed_epoch
 
 METRICS, CHECKPOINT = "metrics.jsonl", "checkpoint.eqx"
 
@@ -220,12 +221,15 @@ def _train(folder, config, task, report, seeds, mesh, model) -> TrainingState:
         state = spread(state, mesh, *([SEEDS] if seeds else []))
         train_images, test_images = spread((task.train, task.test), mesh)
         task = task._replace(train=train_images, test=test_images)
-    if task.stream is None:
-        run_epoch = make_epoch(config, task, seeds, mesh)
-    elif seeds is None:
-        run_epoch = make_streamed_epoch(config, task, mesh)
-    else:
+    if task.stream is not None and seeds is not None:
         raise UserError("--stream is for one seed at a time.")
+    one_by_one = seeds is None and mesh is None and loops_are_slow(config, task, state.model)
+    if task.stream is not None:
+        run_epoch = make_streamed_epoch(config, task, mesh, one_by_one=one_by_one)
+    elif one_by_one:
+        run_epoch = make_stepwise_epoch(config, task)
+    else:
+        run_epoch = make_epoch(config, task, seeds, mesh)
     measure = _make_measurement(config, task, seeds, mesh)
     num_images = task.num_train // config.batch_size * config.batch_size
     num_images *= len(seeds.numbers) if seeds else 1

@@ -292,6 +292,15 @@ def loss_and_diagnostics(
     return -jnp.mean(bound), jax.tree.map(jnp.mean, diagnostics)
 
 
+def make_task_loss(config: Config, task: Task) -> Callable[[Any, Array, PRNGKeyArray], Any]:
+    """Minus the bound as a function of a model, images as the likelihood sees them, and a key."""
+
+    def loss(model, images, key):
+        return loss_and_diagnostics(model, config, task, images, key, config.prior_estimator)[0]
+
+    return loss
+
+
 def over_mesh(
     function: Callable[[Any, Any], Any], mesh: Mesh | None, seeds: Seeds | None
 ) -> Callable[[Any, Any], Any]:

@@ -1,5 +1,6 @@
 """Bounds of a trained model on whole data sets, and the moments of its gradients."""
 
+import functools
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -22,6 +23,7 @@ from gdregs.vae.training.epochs import (
     over_mesh,
     prior_estimator,
 )
+from gdregs.vae.training.loops import loops_are_slow
 
 TEST_KEY = 20_000
 """Binarises test images and draws their samples: the same for every run."""
@@ -73,19 +75,29 @@ def make_evaluation(
         kl = {name: jnp.mean(ratio, axis=0) for name, ratio in log_ratios.items()}
         return IWAE()(log_weights), 1 / jnp.sum(weights**2, axis=0), kl
 
-    def evaluate(model: Any, images):
-        bounds, sizes, kl = _over_batches(per_image, model, task, images, config.batch_size)
+    def summarise(bounds, sizes, kl):
         error = jnp.std(bounds) / jnp.sqrt(bounds.shape[0])
         return Evaluation(jnp.mean(bounds), error, jnp.mean(sizes), jax.tree.map(jnp.mean, kl))
 
     def evaluate_all(models, images):
         def one(model):
-            return evaluate(model, images)
+            found = _over_batches(per_image, model, task, images, config.batch_size)
+            return summarise(*found)
 
         return (seeds.map(one) if seeds else one)(models)
 
     run = jax.jit(over_mesh(evaluate_all, mesh, seeds))
-    return lambda model: run(model, images)
+    run_batch = jax.jit(_on_batch(per_image, task))
+
+    def evaluate(model):
+        if mesh is not None or seeds is not None or not loops_are_slow(config, task, model):
+            return run(model, images)
+        size, found = config.batch_size, []
+        for number, start in enumerate(range(0, images.shape[0], size)):
+            found.append(run_batch(model, images[start : start + size], number))
+        return summarise(*jax.tree.map(lambda *values: jnp.concatenate(values), *found))
+
+    return evaluate
 
 
 def evaluate_log_marginal(
@@ -138,18 +150,25 @@ def evaluate_log_marginal(
     return float(jnp.mean(values)), float(jnp.std(values) / jnp.sqrt(values.shape[0]))
 
 
+def _on_batch(function, task):
+    """`function` of a model and a batch of grey images, binarised by the number of the batch."""
+    base = jax.random.key(TEST_KEY)
+
+    def run(model, batch, number):
+        binary_key, sample_key = jax.random.split(jax.random.fold_in(base, number))
+        x, context = task.split(task.observe(binary_key, batch))
+        return function(model, x, context, sample_key)
+
+    return run
+
+
 def _over_batches(function, model, task, images, batch_size):
     """Binarise by key, and map `function` over batches under one scan; the last may be short.
 
     Devices that work together take equal shares of the full batches.
     """
     num_full, last = divmod(images.shape[0], batch_size)
-    base = jax.random.key(TEST_KEY)
-
-    def run(batch, number):
-        binary_key, sample_key = jax.random.split(jax.random.fold_in(base, number))
-        x, context = task.split(task.observe(binary_key, batch))
-        return function(model, x, context, sample_key)
+    run = functools.partial(_on_batch(function, task), model)
 
     parts = []
     if num_full:
