@@ -19,6 +19,7 @@ from gdregs.papers.tables.comparisons import (
     mean,
     rank_correlation,
 )
+from gdregs.papers.tables.differences import difference_over_training
 from gdregs.papers.tables.figures import CURVES, LAYOUTS, draw_cells
 from gdregs.papers.tables.published import published_bound
 
@@ -134,6 +135,23 @@ def test_differences_are_taken_seed_by_seed():
     assert comparison.verdict == AGREES  # nothing is published; the papers say it is better
 
 
+def test_the_difference_over_training_is_taken_seed_by_seed():
+    configs = Only(("digits",), (1,), ("naive+naive", "dregs+naive")).choose(GRIDS["digits"].cells)
+    seeds = np.array([-20.0, -15.0, -25.0])
+    naive, dregs = (
+        make_cell(configs[0], list(seeds)),
+        make_cell(configs[1], list(seeds + np.array([1.0, 2.0, 3.0]))),
+    )
+    epochs, centre, width = difference_over_training(dregs, naive)
+    assert epochs.tolist() == [1, 2, 3, 4]
+    assert centre[-1] == pytest.approx(2)
+    assert width[-1] == pytest.approx(4.3027 / 3**0.5, rel=1e-4)  # Student's t, two degrees
+    _, _, alone = difference_over_training(
+        make_cell(configs[1], [-1.0]), make_cell(configs[0], [-2.0])
+    )
+    assert np.isnan(alone).all()
+
+
 def test_mean_of_one():
     assert np.isnan(mean(np.array([1.0])).error)
 
@@ -154,7 +172,7 @@ def test_results_have_a_json_a_figure_and_a_page(tmp_path):
     page = " ".join((tmp_path / "tables.md").read_text().split())  # columns are padded
     for text in (
         "Scaled down: a lot.", "mnist-conditional-L2", "-38.02 ± 0.02", "disagrees", "3.00 + 1.50",
-        "![A title](table1-curves.png)", "| 8 | -39.1",
+        "![A title](table1-curves.png)", "| 8 | -39.1", "(table1-differences.png)",
     ):  # fmt: skip
         assert text in page
     # Another grid joins the page; figures have none of their own on it.

@@ -26,6 +26,7 @@ from gdregs.papers.tables.comparisons import (
 )
 from gdregs.papers.tables.coverage import PAGE as COVERAGE
 from gdregs.papers.tables.coverage import format_coverage, open_questions
+from gdregs.papers.tables.differences import draw_differences
 from gdregs.papers.tables.figures import CURVES, LAYOUTS, draw_cells
 from gdregs.papers.tables.page import TITLE, format_page
 from gdregs.vae.config import Config
@@ -212,7 +213,10 @@ def write_results(
             key: draw_cells(cells, layout.columns, layout.tasks) for key, layout in LAYOUTS.items()
         }
     else:
-        drawn = {f"{name}-curves": draw_cells([*cells, *resampled], CURVES)}
+        drawn = {
+            f"{name}-curves": draw_cells([*cells, *resampled], CURVES),
+            f"{name}-differences": draw_differences(cells) if name in GRIDS else None,
+        }
     figures = {key: figure for key, figure in drawn.items() if figure is not None}
     files = [f"{name}.json"]
     for key, figure in figures.items():
@@ -226,7 +230,7 @@ def write_results(
         {
             "experiment": name,
             "title": title,
-            "titles": {key: LAYOUTS[key].title if key in LAYOUTS else title for key in figures},
+            "titles": {key: _title(key, title) for key in figures},
             **provenance(" ".join(["gdregs", *sys.argv[1:]])),
             "scale": scale,
             "figures": files[1:],
@@ -248,6 +252,15 @@ def write_results(
     return [*lines, f"  {folder}: {', '.join(files)}"]
 
 
+def _title(figure: str, table: str) -> str:
+    """What a figure shows."""
+    if figure in LAYOUTS:
+        return LAYOUTS[figure].title
+    if figure.endswith("-differences"):
+        return f"{table}: differences of the test objective over training, with 95% intervals"
+    return table
+
+
 def _plain(comparison: Comparison) -> dict[str, Any]:
     content = comparison._asdict()
     for name in ("ours", "published"):
@@ -256,7 +269,7 @@ def _plain(comparison: Comparison) -> dict[str, Any]:
 
 
 def _check_folder(folder: Path, name: str) -> None:
-    figures = tuple(LAYOUTS) if name == "figures" else (f"{name}-curves",)
+    figures = tuple(LAYOUTS) if name == "figures" else (f"{name}-curves", f"{name}-differences")
     check_folder(folder, {name: figures}, quick=False)
     page = folder / PAGE
     if page.exists() and not page.read_text().startswith(TITLE):

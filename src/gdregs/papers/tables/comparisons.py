@@ -161,8 +161,8 @@ class Comparison(NamedTuple):
     verdict: str
 
 
-def compare(table: str, cells: Iterable[Cell]) -> list[Comparison]:
-    """All comparisons that the cells allow. Where nothing is published, ours should be above 0."""
+def comparable(cells: Iterable[Cell]) -> list[tuple[str, str, str, Cell, Cell]]:
+    """Question, better pair, worse pair and their cells, for all `QUESTIONS` that cells allow."""
     by_task: dict[str, dict[str, Cell]] = {}
     for cell in cells:
         by_task.setdefault(cell.config.task, {})[cell.pair + _suffix(cell)] = cell
@@ -173,11 +173,17 @@ def compare(table: str, cells: Iterable[Cell]) -> list[Comparison]:
                 for better, worse in pairs:
                     ours, theirs = (by_label.get(pair + suffix) for pair in (better, worse))
                     if ours is not None and theirs is not None:
-                        differences = ours.finals("test_bound") - theirs.finals("test_bound")
-                        published = _difference(table, ours.config, theirs.config)
-                        found.append(
-                            (question, ours.row_name, better, worse, differences, published)
-                        )
+                        found.append((question, better, worse, ours, theirs))
+    return found
+
+
+def compare(table: str, cells: Iterable[Cell]) -> list[Comparison]:
+    """All comparisons that the cells allow. Where nothing is published, ours should be above 0."""
+    found = []
+    for question, better, worse, ours, theirs in comparable(cells):
+        differences = ours.finals("test_bound") - theirs.finals("test_bound")
+        published = _difference(table, ours.config, theirs.config)
+        found.append((question, ours.row_name, better, worse, differences, published))
     p_values = holm([_p_value(differences) for *_, differences, _ in found])
     return [
         Comparison(

@@ -137,14 +137,15 @@ def _draw_line(axis: Any, cell: Cell, column: Column) -> None:
 
 
 def _style(cell: Cell) -> tuple[str, str, str]:
-    """Colour by the posterior's estimator, dashes by the prior's; dotted where resampled."""
+    """Colour by the posterior's estimator, dashes by the prior's, with dots where resampled."""
     posterior, prior = cell.config.posterior_estimator, cell.config.prior_estimator
     names = ("naive", "stl", "dregs", "rws", "rws-dregs")
     colour = COLOURS[names.index(posterior)] if posterior in names else COLOURS[-1]
     style = "-" if prior == "gdregs" else "--"
     label = cell.pair
     if cell.config.gradient_samples:
-        style, label = ":", f"{label}, M = {cell.config.gradient_samples}"
+        style = ":" if style == "-" else "-."
+        label = f"{label}, M = {cell.config.gradient_samples}"
     return colour, style, label
 
 
