@@ -1,5 +1,6 @@
 """The pull: one backward pass through the chosen samples, which is the estimator."""
 
+import contextlib
 from typing import Any
 
 import torch
@@ -17,8 +18,9 @@ def pull(model: Model, weighed: Weighed, posterior_row: Any, prior_row: Any) -> 
     alive = v != 0
     leaves = {name: value.detach().requires_grad_() for name, value in z.items()}
     switch = Switch()
-    q = _walk("posterior", model.posterior, leaves, posterior_row.has_path, switch)
-    p = _walk("prior", model.prior, leaves, prior_row.has_path, switch)
+    with kept_for_two_passes():
+        q = _walk("posterior", model.posterior, leaves, posterior_row.has_path, switch)
+        p = _walk("prior", model.prior, leaves, prior_row.has_path, switch)
 
     def weigh(terms: Tensor) -> Tensor:
         return torch.where(alive, v * torch.where(alive, terms, torch.zeros_like(terms)), 0 * v)
@@ -29,11 +31,15 @@ def pull(model: Model, weighed: Weighed, posterior_row: Any, prior_row: Any) -> 
     if posterior_row.has_path or prior_row.has_path:
         density = weigh(p.log_prob - q.log_prob).sum()
         if density.requires_grad:
-            switch.to_leaves = True
-            found = torch.autograd.grad(
-                density, list(leaves.values()), retain_graph=True, allow_unused=True
-            )
-            switch.to_leaves = False
+            try:
+                found = _cotangents(density, leaves, switch, shares_graph=True)
+            except RuntimeError as error:
+                if DONATED not in str(error):
+                    raise
+                q_again = _walk("posterior", model.posterior, leaves, False, switch)
+                p_again = _walk("prior", model.prior, leaves, False, switch)
+                density = weigh(p_again.log_prob - q_again.log_prob).sum()
+                found = _cotangents(density, leaves, switch, shares_graph=False)
             gradients = dict(zip(leaves, found, strict=True))
     path_q, path_p = (named(part.path) if part.path is not None else None for part in (q, p))
     forked, terms = {}, torch.zeros_like(v)
@@ -63,6 +69,35 @@ def pull(model: Model, weighed: Weighed, posterior_row: Any, prior_row: Any) -> 
         log_prob = part.log_prob(unnamed(z)) if has_path else walked.log_prob
         terms = terms + weigh(factor * log_prob)
     return terms.sum(0)
+
+
+DONATED = "compiled with non-empty donated buffers"
+"""What PyTorch says of a network that it has compiled for a single backward pass.
+
+One that was compiled inside of a bound is not (`kept_for_two_passes`); one that had been before
+runs forward twice.
+"""
+
+
+def kept_for_two_passes() -> Any:
+    """While networks are compiled, let their backward pass run twice: for density and path."""
+    config = getattr(torch, "_functorch", None) and torch._functorch.config  # pyright: ignore
+    if config is None or not hasattr(config, "donated_buffer"):
+        return contextlib.nullcontext()
+    return config.patch(donated_buffer=False)
+
+
+def _cotangents(
+    density: Tensor, leaves: dict[Any, Tensor], switch: Switch, *, shares_graph: bool
+) -> Any:
+    """The derivative of a density by the latents, which are leaves."""
+    switch.to_leaves = True
+    try:
+        return torch.autograd.grad(
+            density, list(leaves.values()), retain_graph=shares_graph, allow_unused=True
+        )
+    finally:
+        switch.to_leaves = False
 
 
 def _walk(name: str, part: Any, leaves: dict[Any, Tensor], needs_path: bool, switch: Switch) -> Any:

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -52,6 +53,10 @@ def read_model(posterior, prior, likelihood, num_samples, chunk_size) -> Model:
     return Model(posterior, prior, likelihood, num_samples, chunk_size)
 
 
+_TURNS = threading.RLock()
+"""Threads that draw from generators of their own take turns: there is one state to stand in for."""
+
+
 @contextlib.contextmanager
 def drawing_from(generator: torch.Generator | None) -> Iterator[None]:
     """Let distributions, which know of no generator, draw from this one."""
@@ -59,7 +64,7 @@ def drawing_from(generator: torch.Generator | None) -> Iterator[None]:
         yield
         return
     on_gpu = generator.device.type == "cuda"
-    with torch.random.fork_rng(devices=[generator.device] if on_gpu else []):
+    with _TURNS, torch.random.fork_rng(devices=[generator.device] if on_gpu else []):
         if on_gpu:
             torch.cuda.set_rng_state(generator.get_state(), generator.device)
         else:
