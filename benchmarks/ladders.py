@@ -215,7 +215,8 @@ def measure_ladder(count, rounds=11):
 
 def measure_images(layers=40, steps=20, batch=16):
     """Seconds of compiling and of a step of a ladder of convolutions on 32x32 images in colour."""
-    from gdregs.vae.training.epochs import Task, make_epoch, make_state
+    from gdregs.vae.training.epochs import Task, make_state
+    from gdregs.vae.training.segments import make_stepwise_epoch
 
     draws = np.random.default_rng(0)
     images = jnp.asarray(draws.integers(0, 256, (steps * batch, 32 * 32 * 3), dtype=np.uint8))
@@ -231,7 +232,7 @@ def measure_images(layers=40, steps=20, batch=16):
         key=jax.random.key(0),
     )  # fmt: skip
     count = sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(model, eqx.is_array)))
-    epoch = make_epoch(config, task)
+    epoch = make_stepwise_epoch(config, task)  # as `gdregs train` on a CPU
     begun = time.perf_counter()
     state, first = jax.block_until_ready(epoch(make_state(config, task, model)))
     compiled = time.perf_counter()

@@ -107,6 +107,7 @@ def test_what_has_no_memory():
     move, u = make()
     hidden = jnp.ones(SIZE)
     assert not remembers(chain(move, u, checkpoint=True))
+    assert not remembers(gdregs.Chain(first(), move, length=1, inputs=u[:1]))
     assert not remembers(chain(move, u, path="matrices"))
     assert not remembers(chain(lambda previous, u: dist.Normal(u, 1.0).to_event(1), u))
     state = jnp.zeros((BATCH, SIZE))

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from gdregs.reexpression.paths import with_path
 from gdregs.reexpression.reexpress import reexpress
 from gdregs.sequences.densities import drawer, log_density_along
-from gdregs.sequences.memory import Memory, Recall, remember, trace_conditional
+from gdregs.sequences.memory import Layout, Memory, Recall, remember, trace_conditional
 from gdregs.sequences.paths import is_by_loop, path_of
 from gdregs.sequences.walk import Walk, after, at, with_first
 
@@ -21,7 +21,8 @@ class Recalled(eqx.Module):
 
     chain: Any
     memory: Memory
-    recall: Recall
+    constant: list[Array]
+    layout: Layout = eqx.field(static=True)
 
     def log_prob(self, z: Any, parent_values: Any = None) -> Float[Array, "*shape"]:
         """As of the chain."""
@@ -30,7 +31,7 @@ class Recalled(eqx.Module):
     def walk_along(self, z: Array) -> Walk:
         """As of the chain, with a transition that recalls."""
         walk = self.chain.walk_along(z)
-        recall = eqx.tree_at(lambda recall: recall.transition, self.recall, walk.transition)
+        recall = Recall(walk.transition, self.constant, self.layout)
         steps = walk.steps._replace(memory=self.memory)
         return dataclasses.replace(walk, transition=recall, steps=steps)
 
@@ -49,8 +50,9 @@ def draw_and_recall(
         form: How the path is computed.
     """
     length = walk.length
-    nothing = jnp.zeros((length, *walk.lead, *walk.event), walk.dtype)
-    if walk.advance is not None or walk.saves_memory or not is_by_loop(walk, nothing, form):
+    if length == 1 or walk.advance is not None or walk.saves_memory:
+        return None
+    if not is_by_loop(walk, jnp.zeros((length, *walk.lead, *walk.event), walk.dtype), form):
         return None
     program = trace_conditional(walk.transition, start, at(walk.steps, -1).input)
     if program is None:
@@ -76,7 +78,7 @@ def draw_and_recall(
     _, _, constant = remember(program, start, at(walk.steps, -1).input)
 
     def recalled(chain: Any) -> Recalled:
-        return Recalled(chain, memory, Recall(None, constant, program.layout))
+        return Recalled(chain, memory, constant, program.layout)
 
     return walk.to_value(z), jnp.sum(terms, axis=0), recalled
 
