@@ -115,6 +115,8 @@ def test_the_command_trains_goes_on_evaluates_and_encodes(capsys):
     assert main(["evaluate", "whole", "--num-samples", "8"]) == 0
     assert "train (8 of 32 images) bound" in capsys.readouterr().out
     assert set(json.loads(Path("whole/evaluation.json").read_text())) >= {"train", "test"}
+    assert main(["show", "whole"]) == 0
+    assert "32 for training, 8 for tests" in Path("whole/report.html").read_text()
     assert main(["encode", "whole", "--split", "train", "--to", "z.npz"]) == 0
     with np.load("z.npz") as latents:
         assert latents["z1"].shape == (32, 3)

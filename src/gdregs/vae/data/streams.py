@@ -25,7 +25,7 @@ AHEAD = 512
 """How many images are read before they are asked for, in as many threads as help."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Stream:
     """Images that are read when they are asked for; in length and shape like an array of them.
 
