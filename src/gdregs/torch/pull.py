@@ -81,8 +81,11 @@ runs forward twice.
 
 def kept_for_two_passes() -> Any:
     """While networks are compiled, let their backward pass run twice: for density and path."""
-    config = getattr(torch, "_functorch", None) and torch._functorch.config  # pyright: ignore
-    if config is None or not hasattr(config, "donated_buffer"):
+    try:
+        from torch._functorch import config
+    except ImportError:
+        return contextlib.nullcontext()
+    if not hasattr(config, "donated_buffer"):
         return contextlib.nullcontext()
     return config.patch(donated_buffer=False)
 
