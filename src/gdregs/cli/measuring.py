@@ -123,27 +123,11 @@ def encode(
         chosen = getattr(load_data(run, loaded.config, data_dir), split)
         name = split
     key = jax.random.key(seed) if samples else None
-    latents = _encode(loaded, chosen, key)
+    latents = loaded.encode(chosen, key)
     to = to or run / f"latents-{name}.npz"
     write_atomically(to, lambda file: np.savez_compressed(file, **latents))  # pyright: ignore
     shapes = ", ".join(f"{name} {list(values.shape)}" for name, values in latents.items())
     print(f"{to}: {shapes}")
-
-
-def _encode(loaded: Any, images: Any, key: Any) -> dict[str, Any]:
-    """The latents of images, in parts where these are read in parts."""
-    import jax
-    import numpy as np
-
-    from gdregs.vae.data.streams import Stream
-
-    if not isinstance(images, Stream):
-        return loaded.encode(images, key)
-    found = []
-    for number, part in enumerate(images.batches(range(len(images)), 4096)):
-        part_key = None if key is None else jax.random.fold_in(key, number)
-        found.append(loaded.encode(part.reshape(-1, *images.image_shape), part_key))
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
 
 
 def export(run: Annotated[Path, POSITIONAL], to: Path | None = None) -> None:

@@ -29,6 +29,9 @@ class Look:
         shape: What is known of its shapes.
         objective: The objective.
         remembers: Whether all samples will be pulled through, as they were drawn.
+
+    Attributes:
+        recall: Makes of the posterior one that recalls the samples that were looked at.
     """
 
     def __init__(self, model: Model, shape: Shape, objective: Any, *, remembers: bool = False):
@@ -37,16 +40,12 @@ class Look:
         self.model = model
         self.shape = shape
         self.objective = objective
-        self._whole, self._recalled = None, None
+        self._whole, self.recall = None, lambda posterior: posterior
         if model.chunk_size is None and remembers:
-            self._whole, self._recalled = model.look_and_remember()
+            self._whole, self.recall = model.look_and_remember()
         elif model.chunk_size is None:
             self._whole = model.look(0, model.num_samples)
         self.summary = objective.summarize(self._fold_log_weights, shape)
-
-    def recall(self, posterior: Any) -> Any:
-        """The posterior at the samples that were looked at, from what their draw left behind."""
-        return posterior if self._recalled is None else self._recalled(posterior)
 
     def block(self, start, size) -> Block:
         """A block of samples; if all are one block, it is looked at once."""

@@ -1,5 +1,6 @@
 """A trained run, ready to use."""
 
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from gdregs.vae.config import Config, read_config
+from gdregs.vae.data.streams import Stream
 from gdregs.vae.errors import UserError
 from gdregs.vae.files import write_atomically
 from gdregs.vae.runs.folders import CHECKPOINT, CONFIG, load_state
@@ -60,7 +62,7 @@ class Run(NamedTuple):
 
         Args:
             images: Grey values from 0 to the run's levels, `[count, height, width]` or
-                `[count, height, width, colours]`.
+                `[count, height, width, colours]`; or a `Stream` of them.
             key: For a sample of the posterior. Without it, the mean of each latent given those of
                 the latents before it, and of pixels that are binarised at half of full ink.
             batch_size: How many at a time.
@@ -68,19 +70,25 @@ class Run(NamedTuple):
         Returns:
             By latent, `[count, *event]`.
         """
-        values = np.asarray(images)
+        is_stream = isinstance(images, Stream)
+        values = images if is_stream else np.asarray(images)
         expected = self.task.train.shape[1]
-        if values.ndim < 3 or values[0].size != expected:
+        if len(values.shape) < 3 or math.prod(values.shape[1:]) != expected:
             raise UserError(
                 f"images of shape {values.shape} do not fit this run, whose images have"
                 f" {expected} numbers each."
             )
-        values = values.reshape(len(values), -1)
+        if is_stream:
+            batches = images.batches(range(len(images)), batch_size)
+        else:
+            flat = np.asarray(values).reshape(len(values), -1)
+            batches = (
+                flat[start : start + batch_size] for start in range(0, len(flat), batch_size)
+            )
         parts = []
-        for number, start in enumerate(range(0, len(values), batch_size)):
+        for number, batch in enumerate(batches):
             batch_key = None if key is None else jax.random.fold_in(key, number)
-            batch = jnp.asarray(values[start : start + batch_size])
-            parts.append(_encode(self.model, self.task, batch, batch_key))
+            parts.append(_encode(self.model, self.task, jnp.asarray(batch), batch_key))
         return {
             name: np.concatenate([np.asarray(part[name]) for part in parts]) for name in parts[0]
         }
