@@ -39,11 +39,17 @@ def move(p, z, _):
     return dist.Normal(p["slope"] * jnp.tanh(z), jnp.exp(p["log_p"]))
 
 
-def ours(parameters, key, **options):
+def chains(parameters, x):
+    """Posterior and prior of the latents of a series, `[T, batch]`."""
     q, p = ({name: parameters[name] for name in names} for names in (POSTERIOR, PRIOR))
     partial = jax.tree_util.Partial
-    posterior = gdregs.Chain(partial(start, q), partial(follow, q), length=T, inputs=X)
-    prior = gdregs.Chain(dist.Normal(jnp.zeros(2), 1.0), partial(move, p), length=T)
+    posterior = gdregs.Chain(partial(start, q), partial(follow, q), length=len(x), inputs=x)
+    first = dist.Normal(jnp.zeros(x.shape[1:]), 1.0)
+    return posterior, gdregs.Chain(first, partial(move, p), length=len(x))
+
+
+def ours(parameters, key, **options):
+    posterior, prior = chains(parameters, X)
 
     def likelihood(z, x):
         return dist.Normal(z, jnp.exp(parameters["log_x"])).log_prob(x[None])

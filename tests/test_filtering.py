@@ -7,29 +7,8 @@ import numpyro.distributions as dist
 import pytest
 
 import gdregs
+from fivo import PARAMETERS, K, T, X, chains
 from gdregs.shared.statistics import largest_by_chance
-
-T, K = 4, 4
-X = jnp.array([[0.3, -1.0], [0.9, 0.2], [1.4, -0.4], [0.2, 0.8]])  # [T, batch]
-PARAMETERS = {"gain": 0.35, "log_q": -0.7, "slope": 0.8, "log_p": -0.3, "log_x": -0.5}
-
-
-def chains(parameters, x):
-    def start(q, x):
-        return dist.Normal(q["gain"] * x, jnp.exp(q["log_q"]))
-
-    def follow(q, z, x):
-        return dist.Normal(0.7 * z + q["gain"] * (x - z), jnp.exp(q["log_q"]))
-
-    def move(p, z, _):
-        return dist.Normal(p["slope"] * jnp.tanh(z), jnp.exp(p["log_p"]))
-
-    q = {name: parameters[name] for name in ("gain", "log_q")}
-    p = {name: parameters[name] for name in ("slope", "log_p")}
-    partial = jax.tree_util.Partial
-    posterior = gdregs.Chain(partial(start, q), partial(follow, q), length=len(x), inputs=x)
-    first = dist.Normal(jnp.zeros(x.shape[1:]), 1.0)
-    return posterior, gdregs.Chain(first, partial(move, p), length=len(x))
 
 
 def objective(parameters, key, x=X, num_samples=K, **options):
