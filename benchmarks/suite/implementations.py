@@ -14,8 +14,16 @@ IMPLEMENTATIONS = {
     "PyTorch DReG hook": ("torch:dreg", "DReGs"),
     "PyTorch DReG hook, compiled": ("torch:dreg compiled", "DReGs"),
     "Pyro RenyiELBO": ("torch:pyro", "naive"),
+    "gdregs.torch, M = 8": ("torch:gdregs 8", "DReGs + GDReGs, M = 8"),
+    "gdregs.torch, M = K": ("torch:gdregs all", "DReGs + GDReGs"),
+    "gdregs.torch, networks compiled, M = 8": (
+        "torch:gdregs 8 networks",
+        "DReGs + GDReGs, M = 8",
+    ),
+    "gdregs.torch, networks compiled, M = K": ("torch:gdregs all networks", "DReGs + GDReGs"),
 }
-OURS = ("gdregs, M = 8", "gdregs, M = K")
+OURS = tuple(name for name in IMPLEMENTATIONS if name.startswith("gdregs"))
+PYTORCH_BY_HAND = tuple(name for name in IMPLEMENTATIONS if name.startswith("PyTorch "))
 ALSO_OURS = "JAX by hand, gdregs' networks"  # a reference that uses this library's networks
 ESTIMATORS = {
     "naive": ("naive", "naive", 0),

@@ -1,6 +1,7 @@
 """The tables of `run.py`, as Markdown."""
 
-from implementations import ALSO_OURS, BATCH, IMPLEMENTATIONS, OURS
+import numpy as np
+from implementations import ALSO_OURS, BATCH, IMPLEMENTATIONS, OURS, PYTORCH_BY_HAND
 
 from gdregs.vae.show.markdown import markdown_table
 
@@ -15,9 +16,9 @@ def fastest_peer(results):
     return min(peers, key=peers.__getitem__) if peers else None
 
 
-def step_rows(cells, variances, rate):
-    rows = []
-    for cell in cells:
+def step_rows(content):
+    variances, rows = content["variance"], []
+    for cell in content["cells"]:
         results = cell["steps"]
         peer = fastest_peer(results)
         variance = variances.get(str(cell["num_layers"]), {})
@@ -25,6 +26,7 @@ def step_rows(cells, variances, rate):
             first = name == next(iter(results))
             label = "L = {num_layers}, K = {num_samples}, {rounds} rounds".format(**cell)
             label = label if first else ""
+            rate = cell.get("matrix_flops_per_second", content["matrix_flops_per_second"])
             if "median" not in result:
                 rows.append((label, name, result["error"], *[""] * 6))
                 continue
@@ -50,16 +52,48 @@ def step_rows(cells, variances, rate):
     return rows
 
 
-def page(content):
-    """The tables, as Markdown."""
-    listed = (content["versions"] | content["peers"]).items()
-    steps = markdown_table(
-        (
-            "", "implementation", "ms a step (quartiles)", "of the fastest peer's", "GFLOP",
-            "of the matrix rate", "MB", "compile s", "variance / naive",
-        ),
-        step_rows(content["cells"], content["variance"], content["matrix_flops_per_second"]),
-    )  # fmt: skip
+def pytorch_rows(cells):
+    """Ours in PyTorch relative to the fastest step by hand in PyTorch, eager or compiled."""
+    rows = []
+    for cell in cells:
+        results = {name: one for name, one in cell["steps"].items() if "median" in one}
+        by_hand = [name for name in PYTORCH_BY_HAND if name in results]
+        ours = [name for name in results if name.startswith("gdregs.torch")]
+        if not by_hand or not ours:
+            continue
+        fastest = min(by_hand, key=lambda name: results[name]["median"])
+        for name in ours:
+            times, best = (np.array(results[one]["seconds"]) for one in (name, fastest))
+            ratios = times / best
+            error = ratios.std(ddof=1) / len(ratios) ** 0.5
+            rows.append(
+                (
+                    "L = {num_layers}, K = {num_samples}".format(**cell),
+                    name,
+                    f"{np.median(ratios):.2f} ± {error:.2f}",
+                    f"{results[name]['megabytes']:.0f}",
+                    fastest,
+                    f"{results[fastest]['megabytes']:.0f}",
+                )
+            )
+    return rows
+
+
+def origins(content):
+    """Which cells were measured again, when and on what."""
+    found = {}
+    for cell in content["cells"]:
+        if "date" in cell:
+            libraries = ", ".join(" ".join(item) for item in cell["libraries"].items())
+            origin = f"{cell['date']}, {cell['hardware']}; {libraries}"
+            found.setdefault(origin, []).append(
+                "L = {num_layers}, K = {num_samples}".format(**cell)
+            )
+    return [f"Measured again: {'; '.join(places)}: {origin}." for origin, places in found.items()]
+
+
+def training(content):
+    """Times to a target, and whole loops."""
     targets = [
         (
             f"{task}, {found['epochs']} epochs at {found['learning_rate']:g}"
@@ -86,26 +120,54 @@ def page(content):
         ),
         targets,
     )  # fmt: skip
+    return (
+        "## Time to the test bound that naive IWAE ends with",
+        "",
+        targets,
+        "",
+        "## Seconds of an epoch in whole training loops, L = 1",
+        "",
+        f"{content['loop_images']} images, K = {content['loop_samples']}.",
+        "",
+        markdown_table(("loop", "s an epoch"), loops),
+        "",
+    )
+
+
+def page(content):
+    """The tables, as Markdown."""
+    listed = (content["versions"] | content["peers"]).items()
+    steps = markdown_table(
+        (
+            "", "implementation", "ms a step (quartiles)", "of the fastest peer's", "GFLOP",
+            "of the matrix rate", "MB", "compile s", "variance / naive",
+        ),
+        step_rows(content),
+    )  # fmt: skip
     return "\n".join(
         (
             "# A training step in this library and its peers",
             "",
-            f"`python benchmarks/suite/run.py`, {content['date']}, {content['hardware']}; batch"
+            f"`{content['command']}`, {content['date']}, {content['hardware']}; batch"
             f" {BATCH}, the papers' networks; {', '.join(' '.join(item) for item in listed)}."
             " In bold the fastest peer of each cell. FLOPs are those of matrix"
             " products; megabytes the most that a step holds beyond what the process held before.",
             "",
+            *origins(content),
+            "",
             steps,
             "",
-            "## Time to the test bound that naive IWAE ends with",
+            "## In PyTorch, relative to the fastest step by hand",
             "",
-            targets,
+            "Ours in eager mode, and around networks that are compiled; by hand the naive gradient"
+            " and DReGs by a hook, eager and by"
+            " `torch.compile`. Medians of the ratio of interleaved rounds, with standard errors.",
             "",
-            "## Seconds of an epoch in whole training loops, L = 1",
+            markdown_table(
+                ("", "implementation", "time", "MB", "the fastest by hand", "its MB"),
+                pytorch_rows(content["cells"]),
+            ),
             "",
-            f"{content['loop_images']} images, K = {content['loop_samples']}.",
-            "",
-            markdown_table(("loop", "s an epoch"), loops),
-            "",
+            *(training(content) if content["time_to_target"] else ()),
         )
     )

@@ -35,6 +35,7 @@ from gdregs.vae import Config, gradient_quality, load_dataset, make_epoch, make_
 from gdregs.vae.files import write_text
 from gdregs.vae.runs.folders import open_run, read_metrics
 from gdregs.vae.runs.folders import train as train_run
+from gdregs.vae.runs.provenance import provenance
 from report import save
 
 HERE = Path(__file__).parent
@@ -275,6 +276,11 @@ def main():
     parser.add_argument("--epochs", type=int, help="for the time to the target; 30 and 60")
     parser.add_argument("--draws", type=int, default=30, help="for the variance")
     parser.add_argument("--only", nargs="+", help="implementations; all unless given")
+    parser.add_argument(
+        "--steps-only",
+        action="store_true",
+        help="no variances, training or loops of other libraries",
+    )
     parser.add_argument("--quick", action="store_true", help="a minute, to see that it runs")
     parser.add_argument(
         "--update", action="store_true", help="measure these cells again, in the file that is there"
@@ -311,13 +317,22 @@ def main():
         for worker in workers.values():
             worker.close()
 
+    peers = versions("torch", "pyro-ppl", "tfp-nightly", "pythae", "multivae")
     if options.update:
+        origin = provenance(" ".join(["python", *sys.argv]))
+        for cell in cells:
+            cell |= {
+                "date": origin["date"],
+                "hardware": origin["hardware"],
+                "libraries": origin["versions"] | peers,
+                "matrix_flops_per_second": matrix_rate(),
+            }
         content = json.loads(options.out.read_text())
         content["cells"] = merge_cells(content["cells"], cells)
     else:
         content = {"batch": BATCH, "matrix_flops_per_second": matrix_rate(), "cells": cells}
-        content |= measure_training(options)
-    content["peers"] = versions("torch", "pyro-ppl", "tfp-nightly", "pythae", "multivae")
+        content |= {"peers": peers, "variance": {}, "time_to_target": {}, "loops": {}}
+        content |= {} if options.steps_only else measure_training(options)
     save(options.out, content)
     text = page(json.loads(options.out.read_text()))
     write_text(options.out.with_suffix(".md"), text)

@@ -7,6 +7,7 @@ posterior with the score function for the prior, by a hook on the copy of each l
 densities see (a hook on the latent itself would compound from layer to layer).
 """
 
+import copy
 import math
 
 import numpy as np
@@ -82,8 +83,11 @@ class VAE(nn.Module):
         total = -0.5 * (z[-1] ** 2).sum(-1) - size / 2 * math.log(2 * math.pi)
         for layer, network in enumerate(self.prior):
             total = total + log_normal(z[layer], *gaussian(network, z[layer + 1]))
+        return total + self.log_likelihood(x, z)
+
+    def log_likelihood(self, x, z):
         logits = self.decoder(*z)
-        return total + (x * logits - functional.softplus(logits)).sum(-1)
+        return (x * logits - functional.softplus(logits)).sum(-1)
 
 
 def bound_of(log_weights):
@@ -173,17 +177,28 @@ class Step:
         kind, _, how = name.partition(" ")
         if kind == "pyro":
             self.loss = make_pyro(self.model)
+        elif kind == "gdregs":
+            from torch_bound import compile_networks, make_loss
+
+            num_kept, _, how = how.partition(" ")
+            self.loss = make_loss(None if num_kept == "all" else int(num_kept))
         else:
             self.loss = {"naive": naive, "dreg": dreg}[kind]
         self.eager = self.loss
         if how == "compiled":
             torch._dynamo.config.cache_size_limit = 64
             self.loss = torch.compile(self.loss, dynamic=False)
+        self.counted = self.model
+        if how == "networks":
+            torch._dynamo.config.cache_size_limit = 64
+            self.counted = copy.deepcopy(self.model)
+            compile_networks(self.model)
         self()
 
     def __call__(self, loss=None):
         self.model.zero_grad(set_to_none=True)
-        value = (loss or self.loss)(self.model, self.images, self.num_samples)
+        model = self.counted if loss else self.model
+        value = (loss or self.loss)(model, self.images, self.num_samples)
         if isinstance(value, torch.Tensor):
             value.backward()
             value = value.item()

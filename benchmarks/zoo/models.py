@@ -257,7 +257,7 @@ def deep_kernel():
         numpyro.sample("y", dist.MultivariateNormal(jnp.zeros(len(x)), covariance), obs=y)
 
     args = (jnp.array(x, jnp.float32), jnp.array(y, jnp.float32))
-    hidden = block(model, hide_types=["param"])
+    hidden = block(model, hide_fn=lambda site: site["type"] == "param")
     return Entry("deep kernel", model, autoguide.AutoNormal(hidden), args, 0.005)
 
 

@@ -31,6 +31,7 @@ from gdregs.reexpression.paths import with_path
 from gdregs.reexpression.reexpress import NoReexpressionError, reexpress
 from gdregs.reexpression.reparameterized import has_moving_support, is_reparameterized
 from gdregs.shared.checks import check_objective, positive_integer
+from gdregs.shared.graphs import check_mix
 from gdregs.shared.tables import (
     POSTERIOR_ESTIMATORS,
     PRIOR_ESTIMATORS,
@@ -218,7 +219,8 @@ def evaluate(
         raise ValueError(
             f"indirect_scores must be 'keep' or 'drop'; got {settings.indirect_scores!r}."
         )
-    _check_mix(prior_row, prior)
+    is_graph = gate_by_latent.dispatch(type(prior)) is not gate_by_latent.dispatch(object)
+    check_mix(prior_row.mix, prior, is_graph=is_graph, graphs="gdregs.Hierarchy or TopDown")
     is_naive = (
         posterior_row is POSTERIOR_ESTIMATORS["naive"] and prior_row is PRIOR_ESTIMATORS["naive"]
     )
@@ -252,22 +254,6 @@ def evaluate(
         surrogate = pull(model, estimators, weighed)
     surrogate = surrogate * model.samples.size  # the mean over the devices is the whole: `meshes`
     return with_path(value, surrogate), lambda: Diagnostics(look.effective_sample_size(), kept)
-
-
-def _check_mix(row: PriorEstimator, prior: Any) -> None:
-    """An alpha for each latent needs a distribution of exactly these latents."""
-    if not isinstance(row.mix, Mapping):
-        return
-    if gate_by_latent.dispatch(type(prior)) is gate_by_latent.dispatch(object):
-        raise TypeError(
-            "prior_estimator: an alpha for each stochastic layer needs a prior that is a"
-            f" gdregs.Hierarchy or TopDown; got {type(prior).__name__}. Give one number instead."
-        )
-    if set(row.mix) != set(prior.conditionals):
-        raise ValueError(
-            f"prior_estimator: the alphas are for {sorted(row.mix)}, but the prior's latents are"
-            f" {sorted(prior.conditionals)}."
-        )
 
 
 def _check_indirect_scores(posterior: Any, prior: Any) -> None:

@@ -43,6 +43,9 @@ PAIRS = [
     ("dregs", "gdregs-mix"),
     (gdregs.interpolated_dregs(0.3), PriorEstimator(0.3)),
     (PosteriorMix(0.3), "gdregs"),
+    ("dregs", gdregs.mixed_gdregs({"a": 0.3, "b": 0, "c": 1})),
+    ("naive", gdregs.mixed_gdregs({"a": 1, "b": 0.4, "c": 0})),
+    ("stl", gdregs.mixed_gdregs({"a": 0, "b": 0, "c": 0})),
 ]
 
 
@@ -86,10 +89,12 @@ class Walked(gt.Hierarchy):
                 for name, parents in hierarchy.parents.items()
             }
         )
-        self.z = z
+        self.z, self.num_drawn = z, 0
 
     def sample(self, sample_shape=()):
-        return self.z
+        """The next ones."""
+        start, self.num_drawn = self.num_drawn, self.num_drawn + sample_shape[0]
+        return {name: value[start : self.num_drawn] for name, value in self.z.items()}
 
 
 def likelihood(lam, x):
@@ -107,7 +112,10 @@ def leaves(tree):
 @pytest.mark.parametrize("kept", [None, 2])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_gradients_are_those_of_jax(float64, objective, kept, monkeypatch):
-    """Every pair, on three layers with skip connections, from the same samples and offsets."""
+    """Every pair, on three layers with skip connections, from the same samples and offsets.
+
+    All samples at once, and in blocks, of which the last one is smaller.
+    """
     parameters = reference.init(jax.random.key(1))
     key, size = jax.random.key(2), 5
     *trees, x = parameters
@@ -131,7 +139,10 @@ def test_gradients_are_those_of_jax(float64, objective, kept, monkeypatch):
 
     x_torch = torch.tensor(np.asarray(x))
     z_torch = {name: torch.tensor(np.asarray(value)) for name, value in z.items()}
-    for pair, (value, gradient) in zip(PAIRS, expected(*trees), strict=True):
+    chunks = itertools.product(
+        (None, 2 if kept is None else 1), zip(PAIRS, expected(*trees), strict=True)
+    )
+    for chunk_size, (pair, (value, gradient)) in chunks:
         phi, theta, lam = map(to_torch, trees)
         found = gt.bound(
             Walked(hierarchy(phi, reference.POSTERIOR, x_torch), z_torch),
@@ -142,6 +153,7 @@ def test_gradients_are_those_of_jax(float64, objective, kept, monkeypatch):
             posterior_estimator=pair[0],
             prior_estimator=pair[1],
             num_gradient_samples=kept,
+            chunk_size=chunk_size,
         ).sum()
         found.backward()
         np.testing.assert_allclose(found.item(), value, rtol=1e-10)
@@ -316,6 +328,10 @@ def bad(**options):
         ({"posterior_estimator": "best"}, ValueError, "posterior_estimator must be one of"),
         ({"prior_estimator": "best"}, ValueError, "prior_estimator must be one of"),
         ({"objective": "iwae"}, TypeError, "objective must be an instance of a gdregs.torch.Obj"),
+        (
+            {"prior_estimator": gdregs.mixed_gdregs({"a": 0.5})}, TypeError,
+            "a prior that is a gdregs.torch.Hierarchy; got Normal. Give one number instead",
+        ),
         ({"prior": 3}, TypeError, r"prior must have the method\(s\) log_prob"),
         ({"likelihood": 3}, TypeError, "likelihood must be a function"),
         ({"likelihood": lambda z: -z.sum(-1)}, ValueError, "The log-densities do not broadcast"),
@@ -339,6 +355,11 @@ def test_hierarchies_are_checked():
         gt.Hierarchy({"a": (lambda b: normal, ("b",)), "b": (lambda a: normal, ("a",))})
     with pytest.raises(TypeError, match="must be a pair"):
         gt.Hierarchy({"a": normal})
+    with pytest.raises(ValueError, match=r"the alphas are for \['b'\], but the prior's latents"):
+        bad(
+            prior=gt.Hierarchy({"a": (normal, ())}),
+            prior_estimator=gdregs.mixed_gdregs({"b": 0.5}),
+        )
     with pytest.raises(ValueError, match="posterior and prior must name the same latents"):
         gt.Hierarchy({"a": (normal, ())}).log_prob({"b": torch.zeros(3, 2)})
 

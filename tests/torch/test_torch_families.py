@@ -11,12 +11,17 @@ dist = torch.distributions
 FAMILIES = {
     "Normal": (dist.Normal, [0.3, 0.8]),
     "Laplace": (dist.Laplace, [0.3, 0.8]),
+    "Cauchy": (dist.Cauchy, [0.3, 0.8]),
+    "HalfCauchy": (dist.HalfCauchy, [0.8]),
     "Gumbel": (dist.Gumbel, [0.3, 0.8]),
     "LogNormal": (dist.LogNormal, [0.3, 0.4]),
     "HalfNormal": (dist.HalfNormal, [0.8]),
     "Exponential": (dist.Exponential, [1.5]),
     "Weibull": (dist.Weibull, [1.2, 1.7]),
     "Gamma": (dist.Gamma, [2.5, 1.3]),
+    "Chi2": (dist.Chi2, [3.5]),
+    "ContinuousBernoulli": (dist.ContinuousBernoulli, [0.3]),
+    "LogisticNormal": (dist.LogisticNormal, [[0.3, -0.2], [0.8, 0.5]]),
     "InverseGamma": (dist.InverseGamma, [4.5, 1.3]),
     "Beta": (dist.Beta, [2.0, 1.4]),
     "FisherSnedecor": (dist.FisherSnedecor, [5.0, 7.0]),
@@ -71,6 +76,8 @@ def test_a_path_is_the_sample_bit_for_bit(name):
 def bounded(z, name):
     if name == "VonMises":  # a function on the circle
         return torch.sin(2 * z) + torch.cos(z)
+    if name in ("Cauchy", "HalfCauchy"):  # z times its derivative has a variance
+        return torch.tanh(z - 0.5)
     return torch.sin(1.3 * z) + torch.cos(0.7 * z)
 
 
@@ -100,6 +107,31 @@ def test_a_path_has_the_mean_of_the_score_function(name):
 
     assert largest(1.0) < 4.5
     assert largest(0.5) > 4.5
+
+
+def test_every_family_that_pytorch_can_reparameterize_is_here():
+    families = {
+        name for name in dist.__all__ if getattr(getattr(dist, name), "has_rsample", False) is True
+    }
+    families -= {"Uniform"}  # refused: its support moves, below
+    families -= {"GeneralizedPareto"}  # which PyTorch has in float32 alone, below
+    families -= {"OneHotCategoricalStraightThrough"}  # discrete: its derivative is no path
+    assert families <= set(FAMILIES)
+
+
+def test_the_path_of_a_generalised_pareto_is_that_of_its_sampler():
+    parameters = [torch.tensor(value, requires_grad=True) for value in (0.8, 0.3)]
+    distribution = dist.GeneralizedPareto(0.0, *parameters)
+    z = distribution.sample((50,))
+    sampler = distribution.icdf(distribution.cdf(z).detach())
+    found, expected = (
+        torch.autograd.grad(torch.sin(path).sum(), parameters, retain_graph=True)
+        for path in (gt.reexpress(distribution, z), sampler)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    bounded_above = dist.GeneralizedPareto(0.0, parameters[0], -0.5)
+    with pytest.raises(ValueError, match="depends on a parameter that is being differentiated"):
+        gt.reexpress(bounded_above, bounded_above.sample((3,)))
 
 
 def test_what_moves_a_support_is_refused():

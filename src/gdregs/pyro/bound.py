@@ -15,6 +15,7 @@ from torch import Tensor
 from gdregs.pyro.programs import Guide, Model, latents, observed, without_observed
 from gdregs.pyro.reading import inverses, read_layout, read_sites
 from gdregs.shared.checks import check_objective, positive_integer
+from gdregs.shared.graphs import check_mix
 from gdregs.shared.tables import (
     AUTO,
     find_posterior_estimator,
@@ -130,7 +131,10 @@ class Bound(elbo.ELBO):
         check_objective(self.objective, Objective, "gdregs.torch")
         self.wanted = (posterior_estimator, prior_estimator)
         find_posterior_estimator(posterior_estimator)
-        find_prior_estimator(prior_estimator)
+        check_mix(
+            find_prior_estimator(prior_estimator).mix, self, is_graph=False,
+            graphs="gdregs.torch.Hierarchy",
+        )  # fmt: skip
         self.num_gradient_samples, self.chunk_size = (
             None if value is None else positive_integer(name, value)
             for name, value in (

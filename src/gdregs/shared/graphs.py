@@ -47,6 +47,29 @@ def check_names(names: set[str], z: object, graph: str = "Hierarchy") -> None:
         )
 
 
+def check_mix(mix: Any, prior: Any, *, is_graph: bool, graphs: str) -> None:
+    """An alpha for each latent needs a prior of exactly these latents.
+
+    Args:
+        mix: The prior estimator's alpha, or a mapping from latents to theirs.
+        prior: The prior.
+        is_graph: Whether it is one whose latents have names.
+        graphs: The kinds that are.
+    """
+    if not isinstance(mix, Mapping):
+        return
+    if not is_graph:
+        raise TypeError(
+            f"prior_estimator: an alpha for each stochastic layer needs a prior that is a {graphs};"
+            f" got {type(prior).__name__}. Give one number instead."
+        )
+    if set(mix) != set(prior.conditionals):
+        raise ValueError(
+            f"prior_estimator: the alphas are for {sorted(mix)}, but the prior's latents are"
+            f" {sorted(prior.conditionals)}."
+        )
+
+
 def is_distribution(conditional: Any) -> bool:
     """Whether a node is a distribution itself, and not a function that returns one."""
     return all(callable(getattr(conditional, name, None)) for name in ("sample", "log_prob"))

@@ -1,5 +1,6 @@
 """Values that carry the derivative of other values."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -63,32 +64,74 @@ def link(leaf: Tensor, path: Tensor, switch: Switch) -> Tensor:
     return _Link.apply(leaf, path, switch)  # pyright: ignore[reportReturnType]
 
 
-class _Fork(torch.autograd.Function):
+class _Gate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor, alive: Tensor, shares: tuple[Any, ...], *paths: Tensor):
-        ctx.alive, ctx.shares = alive, shares
-        return value.clone()
+    def forward(ctx: Any, path: Tensor, strength: Any, *parents: Tensor) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.path, ctx.strength, ctx.parents = path, strength, parents
+        return path.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         (gradient,) = gradients
-        alive = align(ctx.alive, gradient)
-        gradient = torch.where(alive, gradient, torch.zeros_like(gradient))
-        return None, None, None, *(align(share, gradient) * gradient for share in ctx.shares)
+        if gradient is None or not ctx.parents:
+            down = None if gradient is None else ctx.strength * gradient
+            return down, None, *(None for _ in ctx.parents)
+        rest = torch.autograd.grad(
+            ctx.path, ctx.parents, (1 - ctx.strength) * gradient, retain_graph=True,
+            allow_unused=True,
+        )  # fmt: skip
+        return ctx.strength * gradient, None, *rest
 
 
-def fork(value: Tensor, alive: Tensor, paths: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """`value`, bit for bit, whose cotangent goes down each (path, share), multiplied by the share.
+def gate(path: Tensor, strength: Any, parents: Iterable[Tensor]) -> Tensor:
+    r"""A path $T(\epsilon; \theta, \mathrm{pa})$ whose derivative by $\theta$ is multiplied.
+
+    That by the parents, through which the parameters of other latents are reached, is not: it is
+    the sum of the path's own, multiplied too, and of what is missing of it.
+    """
+    if isinstance(strength, (int, float)) and strength == 1:
+        return path
+    return _Gate.apply(path, strength, *(one for one in parents if one.requires_grad))  # pyright: ignore
+
+
+class Shares:
+    """What forks send down their paths; known once the samples are weighed.
+
+    Attributes:
+        alive: Where a sample has weight, `[M, *batch]`; elsewhere a cotangent is 0.
+        of_paths: For each path of a fork the share of the cotangent that it receives.
+    """
+
+    alive: Tensor
+    of_paths: tuple[Any, ...]
+
+
+class _Fork(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, shares: Shares, *paths: Tensor):
+        del paths
+        ctx.shares = shares
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (gradient,), shares = gradients, ctx.shares
+        gradient = torch.where(align(shares.alive, gradient), gradient, torch.zeros_like(gradient))
+        return None, None, *(align(share, gradient) * gradient for share in shares.of_paths)
+
+
+def fork(value: Tensor, shares: Shares, paths: list[Tensor]) -> Tensor:
+    """`value`, bit for bit, whose cotangent goes down each path, multiplied by the path's share.
 
     Args:
         value: Latents, `[M, *batch, *event]`.
-        alive: Where a sample has weight; elsewhere the cotangent is 0, whatever it was.
-        paths: Pairs of a re-expression of `value` and the share of the cotangent it receives.
+        shares: The shares, which may be filled in before the backward pass.
+        paths: Re-expressions of `value`.
     """
     if not paths:
         return value.detach()
-    shares = tuple(share for _, share in paths)
-    return _Fork.apply(value.detach(), alive, shares, *(path for path, _ in paths))  # pyright: ignore
+    return _Fork.apply(value.detach(), shares, *paths)  # pyright: ignore
 
 
 def align(values: Any, like: Tensor) -> Any:

@@ -11,17 +11,18 @@ where the fork scales the likelihood's cotangent into each path, by the shares o
 """
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gdregs.shared.checks import check_objective, positive_integer
+from gdregs.shared.graphs import check_mix
 from gdregs.shared.tables import find_posterior_estimator, find_prior_estimator
 from gdregs.torch.autograd import with_path
+from gdregs.torch.hierarchy import Hierarchy
 from gdregs.torch.objectives import IWAE, Objective
-from gdregs.torch.pull import pull
+from gdregs.torch.pull import look_and_pull, pull
 from gdregs.torch.weights import choose, drawing_from, look, look_at, read_model, sizes, weigh
 
 
@@ -53,10 +54,12 @@ def bound(
         num_samples: K, the number of importance samples.
         objective: `ELBO()`, `IWAE()`, `VRIWAE(alpha)`, `JVI()`, or an `Objective` of your own.
         posterior_estimator: `naive`, `stl`, `dregs`, `rws`, `rws-dregs`, or a row of numbers.
-        prior_estimator: `naive`, `gdregs`, `gdregs-mix`, or `gdregs.PriorEstimator(alpha)`.
+        prior_estimator: `naive`, `gdregs`, `gdregs-mix`, or `gdregs.mixed_gdregs(alpha)`, with an
+            alpha for each latent of a `Hierarchy` if you like.
         num_gradient_samples: M. The backward pass runs on M of the K samples, resampled by weight
             without bias. None, or K and more: on all.
-        chunk_size: Run the networks, without gradient, on at most this many samples at a time.
+        chunk_size: Run the networks on at most this many samples at a time. In the backward pass
+            they then run once more, for one block after another (`torch.utils.checkpoint`).
         generator: Where random numbers come from; PyTorch's own generator unless given.
 
     Returns:
@@ -88,14 +91,20 @@ def bound(
     """
     posterior_row = find_posterior_estimator(posterior_estimator)
     prior_row = find_prior_estimator(prior_estimator)
-    if isinstance(prior_row.mix, Mapping):
-        raise TypeError("prior_estimator: give one alpha for all stochastic layers.")
+    check_mix(
+        prior_row.mix, prior, is_graph=isinstance(prior, Hierarchy),
+        graphs="gdregs.torch.Hierarchy",
+    )  # fmt: skip
     check_objective(objective, Objective, "gdregs.torch")
     model = read_model(posterior, prior, likelihood, num_samples, chunk_size)
     num_kept = model.num_samples
     if num_gradient_samples is not None:
         kept_at_most = positive_integer("num_gradient_samples", num_gradient_samples)
         num_kept = min(kept_at_most, num_kept)
+    is_whole = num_kept == model.num_samples and len(sizes(model)) == 1
+    if is_whole and torch.is_grad_enabled():
+        with drawing_from(generator):
+            return with_path(*look_and_pull(model, objective, posterior_row, prior_row))
     with torch.no_grad(), drawing_from(generator):
         z, log_weights = look(model)
         value, weighed = weigh(objective, z, log_weights)

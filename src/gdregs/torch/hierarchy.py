@@ -1,14 +1,14 @@
 """Joint distributions over a directed acyclic graph of latents, and walks along them."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from gdregs.shared.graphs import check_names, is_distribution, read_node, topological_order
-from gdregs.torch.autograd import Switch, link
+from gdregs.torch.autograd import Switch, gate, link
 from gdregs.torch.reexpress import reexpress
 
 Latents = Any
@@ -75,22 +75,31 @@ class Hierarchy(nn.Module):
         """Draw every latent, parents first; `[*sample_shape, *batch, *event]`, without gradient."""
         z: dict[str, Tensor] = {}
         with torch.no_grad():
-            for name, parents in self.parents.items():
-                conditional = self.conditional(name, z)
-                shape = torch.Size() if parents else torch.Size(sample_shape)
-                z[name] = conditional.sample(shape)
-                if z[name].shape[: len(sample_shape)] != torch.Size(sample_shape):
-                    raise ValueError(
-                        f"Latent {name!r} was drawn with shape {tuple(z[name].shape)}, without the"
-                        f" leading axes {tuple(sample_shape)} of its parents {parents}: its"
-                        f" conditional must return a distribution whose batch shape follows theirs."
-                    )
+            for name in self.parents:
+                z[name] = self.draw(name, self.conditional(name, z), torch.Size(sample_shape))
+        return z
+
+    def draw(self, name: str, conditional: Any, sample_shape: torch.Size) -> Tensor:
+        """Draw a latent from its conditional, which has the leading axes of its parents."""
+        parents = self.parents[name]
+        z = conditional.sample(torch.Size() if parents else sample_shape)
+        if z.shape[: len(sample_shape)] != sample_shape:
+            raise ValueError(
+                f"Latent {name!r} was drawn with shape {tuple(z.shape)}, without the leading axes"
+                f" {tuple(sample_shape)} of its parents {parents}: its conditional must return a"
+                f" distribution whose batch shape follows theirs."
+            )
         return z
 
     def log_prob(self, z: Latents) -> Tensor:
         r"""$\sum_l \log p(z_l \mid \mathrm{pa}(l))$, `[K, *batch]`, in nats."""
+        return self.weighted_log_prob(z, {})
+
+    def weighted_log_prob(self, z: Latents, factors: Mapping[str, Any]) -> Tensor:
+        r"""$\sum_l f_l \log p(z_l \mid \mathrm{pa}(l))$; 1 where a latent has no factor."""
         check_names(set(self.parents), z)
-        return _add_up({name: self.conditional(name, z).log_prob(z[name]) for name in self.parents})
+        terms = {name: self.conditional(name, z).log_prob(z[name]) for name in self.parents}
+        return _add_up({name: factors.get(name, 1) * term for name, term in terms.items()})
 
 
 def _add_up(terms: dict[str, Tensor]) -> Tensor:
@@ -132,16 +141,70 @@ def walk(part: Any, leaves: Latents, needs_path: bool, switch: Switch) -> Walked
 
 @walk.register(Hierarchy)
 def _(part: Hierarchy, leaves: Latents, needs_path: bool, switch: Switch) -> Walked:
-    """Each conditional sees its parents as leaves and as points on their path at the same time."""
     check_names(set(part.parents), leaves)
-    seen, path, terms = dict(leaves), {}, {}
-    for name in part.parents:
-        conditional = part.conditional(name, seen)
-        terms[name] = conditional.log_prob(leaves[name])
+    return walk_graph(part, lambda name, _: leaves[name], needs_path, switch)
+
+
+def walk_graph(
+    part: Hierarchy,
+    leaf_of: Callable[[str, Any], Tensor],
+    needs_path: bool,
+    switch: Switch,
+    strengths: Mapping[str, Any] | None = None,
+) -> Walked:
+    """Each conditional sees its parents as leaves and as points on their path at the same time.
+
+    Args:
+        part: The hierarchy.
+        leaf_of: A latent, given its name and its conditional.
+        needs_path: Whether the path is asked for.
+        switch: Where derivatives go that reach a latent which has a path.
+        strengths: Factors on the derivative of a latent's path by its own conditional's parameters;
+            1 unless given.
+    """
+    seen: dict[str, Tensor] = {}
+    path: dict[str, Tensor] = {}
+    terms: dict[str, Tensor] = {}
+    for name, parents in part.parents.items():
+        # Copies of the parents are this child's alone: a derivative by one ends there, and does not
+        # go on to a parent's own parents.
+        above = {parent: seen[parent].view_as(seen[parent]) for parent in parents}
+        conditional = part.conditional(name, above)
+        seen[name] = leaf = leaf_of(name, conditional)
+        terms[name] = conditional.log_prob(leaf)
         if needs_path:
-            path[name] = reexpress(conditional, leaves[name])
-            seen[name] = link(leaves[name], path[name], switch)
+            strength = 1 if strengths is None else strengths[name]
+            path[name] = gate(reexpress(conditional, leaf), strength, above.values())
+            seen[name] = link(leaf, path[name], switch)
     return Walked(_add_up(terms), path if needs_path else None)
+
+
+def draw_and_walk(
+    part: Any, sample_shape: torch.Size, needs_path: bool, switch: Switch
+) -> tuple[Latents, Walked]:
+    """Draw latents, which are leaves, and walk: a hierarchy's networks run once for both."""
+    draws_itself = isinstance(part, Hierarchy) and (
+        type(part).sample is Hierarchy.sample and type(part).log_prob is Hierarchy.log_prob
+    )
+    if not draws_itself:
+        z = part.sample(sample_shape)
+        leaves: Any = (
+            {n: as_leaf(v) for n, v in z.items()} if isinstance(z, Mapping) else as_leaf(z)
+        )
+        return leaves, walk(part, leaves, needs_path, switch)
+    leaves = {}
+
+    def leaf_of(name: str, conditional: Any) -> Tensor:
+        leaves[name] = as_leaf(part.draw(name, conditional, sample_shape))
+        return leaves[name]
+
+    walked = walk_graph(part, leaf_of, needs_path, switch)
+    return leaves, walked
+
+
+def as_leaf(value: Tensor) -> Tensor:
+    """A value that can be differentiated by, if anything is differentiated at all."""
+    return value.detach().requires_grad_(torch.is_grad_enabled())
 
 
 @reexpress.register(Hierarchy)

@@ -122,8 +122,16 @@ def hold_support(distribution: Any) -> None:
 
 
 def hold(name: str, *bounds: Any) -> None:
-    """An error if a bound of the support of the family `name` is being differentiated."""
-    if any(isinstance(bound, Tensor) and bound.requires_grad for bound in bounds):
+    """An error if a bound of the support of the family `name` is being differentiated.
+
+    One that is infinite stays where it is.
+    """
+
+    def moves(bound: Any) -> bool:
+        is_live = isinstance(bound, Tensor) and bound.requires_grad
+        return is_live and bool(bound.isfinite().any())
+
+    if any(map(moves, bounds)):
         raise MovingSupportError(
             f"The support of the {name} depends on a parameter that is being differentiated, which"
             f" makes every estimator that stops its density biased. Make the bound of the support a"

@@ -1,17 +1,16 @@
 """Samples where the prior has a density, and others, which have no weight."""
 
-import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributions as dist
 from torch import Tensor
 from torch.distributions import constraints
 
-from gdregs.torch.hierarchy import Hierarchy, Latents
+from gdregs.torch.autograd import Switch
+from gdregs.torch.hierarchy import Hierarchy, Latents, walk_graph
 
 
-@functools.singledispatch
 def move_into_support(distribution: Any, z: Latents) -> tuple[Latents, Tensor | None]:
     """Replace what lies outside of the support of `distribution` by some point inside.
 
@@ -38,14 +37,36 @@ def move_into_support(distribution: Any, z: Latents) -> tuple[Latents, Tensor | 
     return torch.where(where, z, feasible), inside
 
 
-@move_into_support.register(Hierarchy)
-def _(hierarchy: Hierarchy, z: Latents) -> tuple[Latents, Tensor | None]:
-    """Every latent given its moved parents."""
-    if not isinstance(z, dict) or set(z) != set(hierarchy.parents):
-        return z, None  # named by log_prob
-    moved, all_inside = {}, None
-    for name in hierarchy.parents:
-        moved[name], inside = move_into_support(hierarchy.conditional(name, moved), z[name])
+class Settled(NamedTuple):
+    """Latents where the prior has a density.
+
+    Attributes:
+        z: The latents.
+        inside: Which of them lay in the prior's support, `[K, *batch]`; None where all did.
+        log_prob: The prior's log-density, `[K, *batch]`.
+    """
+
+    z: Latents
+    inside: Tensor | None
+    log_prob: Tensor
+
+
+def settle(prior: Any, z: Latents) -> Settled:
+    """Move latents into the prior's support, and evaluate its density, from one evaluation."""
+    is_graph = isinstance(prior, Hierarchy) and type(prior).log_prob is Hierarchy.log_prob
+    if not is_graph or not isinstance(z, dict) or set(z) != set(prior.parents):
+        z, inside = move_into_support(prior, z)
+        return Settled(z, inside, prior.log_prob(z))
+    moved: dict[str, Tensor] = {}
+    all_inside: Tensor | None = None
+
+    def move(name: str, conditional: Any) -> Tensor:
+        """A latent, given its moved parents."""
+        nonlocal all_inside
+        moved[name], inside = move_into_support(conditional, z[name])
         if inside is not None:
             all_inside = inside if all_inside is None else all_inside & inside
-    return moved, all_inside
+        return moved[name]
+
+    walked = walk_graph(prior, move, False, Switch())
+    return Settled(moved, all_inside, walked.log_prob)

@@ -17,10 +17,11 @@ from gdregs.shared.checks import (
     check_part,
     positive_integer,
 )
-from gdregs.torch.hierarchy import Latents
+from gdregs.torch.autograd import Switch
+from gdregs.torch.hierarchy import Latents, draw_and_walk
 from gdregs.torch.objectives import Objective
 from gdregs.torch.resampling import resample, take_rows
-from gdregs.torch.support import move_into_support
+from gdregs.torch.support import settle
 
 
 class Model(NamedTuple):
@@ -39,6 +40,12 @@ class Weighed(NamedTuple):
     z: dict[Any, Tensor]
     v: Tensor
     r: Tensor
+
+    def rows(self, start: int, size: int) -> "Weighed":
+        """Some of the samples."""
+        part = slice(start, start + size)
+        z = {name: value[part] for name, value in self.z.items()}
+        return Weighed(z, self.v[part], self.r[part])
 
 
 def read_model(posterior, prior, likelihood, num_samples, chunk_size) -> Model:
@@ -90,15 +97,29 @@ def look(model: Model) -> tuple[dict[Any, Tensor], Tensor]:
 
 def look_at(model: Model, size: int) -> tuple[dict[Any, Tensor], Tensor]:
     """Draw and weigh some samples. A weight that is not a number is 0."""
-    z = model.posterior.sample(torch.Size([size]))
+    z, drawn = draw_and_walk(model.posterior, torch.Size([size]), False, Switch())
+    check_draws(z, size)
+    z, inside, log_prior = settle(model.prior, z)
+    log_weights = read_log_weights(z, size, drawn.log_prob, log_prior, model.likelihood(z))
+    if inside is not None:
+        log_weights = log_weights.masked_fill(~inside, -math.inf)
+    return named(z), log_weights
+
+
+def check_draws(z: Latents, size: int) -> None:
+    """An error unless the latents are so many samples."""
     for value in named(z).values():
         check_draw(value.shape, size, f"posterior.sample(({size},))")
-    log_posterior = model.posterior.log_prob(z)
-    z, inside = move_into_support(model.prior, z)
+
+
+def read_log_weights(
+    z: Latents, size: int, log_posterior: Any, log_prior: Any, log_likelihood: Any
+) -> Tensor:
+    """The log-weights; -inf for one that is not a number. Densities are checked."""
     densities = {
         "posterior.log_prob(z)": log_posterior,
-        "prior.log_prob(z)": model.prior.log_prob(z),
-        "likelihood(z)": model.likelihood(z),
+        "prior.log_prob(z)": log_prior,
+        "likelihood(z)": log_likelihood,
     }
     found = {
         name: tuple(value.shape) if isinstance(value, Tensor) else None
@@ -107,11 +128,8 @@ def look_at(model: Model, size: int) -> tuple[dict[Any, Tensor], Tensor]:
     lead = check_log_densities(found, size)
     for value in named(z).values():
         check_latent(value.shape, lead)
-    log_weights = densities["likelihood(z)"] + densities["prior.log_prob(z)"] - log_posterior
-    if inside is not None:
-        log_weights = log_weights.masked_fill(~inside, -math.inf)
-    log_weights = log_weights.masked_fill(log_weights.isnan(), -math.inf)
-    return named(z), log_weights
+    log_weights = (log_likelihood + log_prior - log_posterior).detach()
+    return log_weights.masked_fill(log_weights.isnan(), -math.inf)
 
 
 def weigh(
