@@ -1,0 +1,53 @@
+"""What a Chain's gradient keeps in memory: linear in its length, or its root with `checkpoint`."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+import pytest
+
+import gdregs
+
+HIDDEN, SAMPLES, BATCH = 1024, 4, 2
+
+
+class Step(eqx.Module):
+    """A transition whose network is a thousand times as wide as its latent."""
+
+    first: jax.Array
+    second: jax.Array
+
+    def __call__(self, previous, given):
+        del given
+        loc, raw = jnp.split(jnp.tanh(previous @ self.first) @ self.second, 2, axis=-1)
+        return dist.Normal(0.9 * previous + loc, 0.2 + jax.nn.softplus(raw)).to_event(1)
+
+
+def megabytes(length, checkpoint):
+    """What the compiled gradient holds beside its arguments and results."""
+
+    def chain(step):
+        initial = dist.Normal(jnp.zeros((BATCH, 1)), 1.0).to_event(1)
+        inputs = jnp.zeros((length, BATCH, 1))
+        return gdregs.Chain(initial, step, length=length, inputs=inputs, checkpoint=checkpoint)
+
+    def loss(steps, key):
+        return -gdregs.bound(
+            chain(steps[0]), chain(steps[1]), lambda z: -0.5 * jnp.sum((z - 1) ** 2, (-1, -2)),
+            num_samples=SAMPLES, key=key,
+        ).mean()  # fmt: skip
+
+    step = Step(jnp.ones((1, HIDDEN)), jnp.ones((HIDDEN, 2)) / HIDDEN)
+    compiled = jax.jit(jax.grad(loss)).lower((step, step), jax.random.key(0)).compile()
+    return compiled.memory_analysis().temp_size_in_bytes / 1e6
+
+
+@pytest.mark.parametrize(("checkpoint", "factor"), [(False, 4.0), (True, 2.0)])
+def test_four_times_the_length_takes_twice_the_memory_with_checkpoints(checkpoint, factor):
+    """Of networks; the latents themselves, which are the value, and their paths stay linear."""
+    numbers = SAMPLES * BATCH * 4 / 1e6
+    of_networks = [
+        megabytes(length, checkpoint) - 12 * length * numbers for length in (400, 1600, 6400)
+    ]
+    for shorter, longer in zip(of_networks, of_networks[1:], strict=False):
+        assert longer / shorter == pytest.approx(factor, rel=0.15)
