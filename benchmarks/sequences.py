@@ -1,10 +1,11 @@
 """What a step of a state-space model costs: a chain against a naive bound by one loop over time.
 
-    python benchmarks/sequences.py [--lengths 10 100 300 1000] [--rounds 11] [--out PATH]
+    python benchmarks/sequences.py [--lengths 10 100 300 1000] [--batch 8] [--out PATH]
 
-K = 16 importance samples, batches of 8, latents of 4 numbers, networks with 32 hidden units: a
-posterior that reads the latent before and features of the data, a nonlinear prior, a decoder for 10
-numbers a step. "naive" is the same model by hand: one `lax.scan` that draws, weighs and decodes.
+K = 16 importance samples, batches of 8 unless told otherwise, latents of 4 numbers, networks with
+32 hidden units: a posterior that reads the latent before and features of the data, a nonlinear
+prior, a decoder for 10 numbers a step. "naive" is the same model by hand: one `lax.scan` that
+draws, weighs and decodes.
 Matrix products are counted in the compiled program, loops as often as they turn; times are from
 rounds that alternate between the implementations.
 """
@@ -28,7 +29,7 @@ from gdregs.vae.runs.provenance import provenance
 from gdregs.vae.show.markdown import markdown_table
 from speed import matrix_flops
 
-SAMPLES, BATCH, SIZE, HIDDEN, OBSERVED = 16, 8, 4, 32, 10
+SAMPLES, SIZE, HIDDEN, OBSERVED = 16, 4, 32, 10
 
 
 def product(values, weight):
@@ -86,13 +87,13 @@ def make_model(key=jax.random.key(0)):
     )
 
 
-def make_data(length):
+def make_data(length, batch=8):
     """`[T, batch, observed]`."""
-    return jax.random.normal(jax.random.key(1), (length, BATCH, OBSERVED))
+    return jax.random.normal(jax.random.key(1), (length, batch, OBSERVED))
 
 
-def first_latent():
-    return dist.Normal(jnp.zeros((BATCH, SIZE)), 1.0).to_event(1)
+def first_latent(batch):
+    return dist.Normal(jnp.zeros((batch, SIZE)), 1.0).to_event(1)
 
 
 def log_likelihood(model, z, x):
@@ -104,13 +105,13 @@ def log_likelihood(model, z, x):
 @eqx.filter_value_and_grad
 def chain_step(model, x, key, num_gradient_samples=None, options=()):
     """DReGs and GDReGs by `gdregs.Chain`."""
-    length, options = len(x), dict(options)
+    (length, batch, _), options = x.shape, dict(options)
     features = product(x, model.encoder)
     forms = {name: options.pop(name) for name in ("path", "checkpoint") if name in options}
     posterior = gdregs.Chain(
-        first_latent(), model.posterior, length=length, inputs=features, **forms
+        first_latent(batch), model.posterior, length=length, inputs=features, **forms
     )
-    prior = gdregs.Chain(first_latent(), lambda_with(model.prior), length=length, **forms)
+    prior = gdregs.Chain(first_latent(batch), lambda_with(model.prior), length=length, **forms)
 
     def likelihood(z):
         return log_likelihood(model, jnp.moveaxis(z, 2, 0), x[:, None]).sum(0)
@@ -140,6 +141,7 @@ def naive_step(model, x, key):
     """The usual gradient: one loop that draws, weighs and decodes; every network once a step."""
     features = product(x, model.encoder)
     keys = jax.random.split(key, len(x))
+    shape = (SAMPLES, x.shape[1], SIZE)
 
     def weigh(parameters, before, z, x):
         loc, scale = parameters
@@ -151,7 +153,7 @@ def naive_step(model, x, key):
         return (prior - posterior).sum(-1) + log_likelihood(model, z, x[None])
 
     def draw(key, loc, scale):
-        return loc + scale * jax.random.normal(key, (SAMPLES, BATCH, SIZE))
+        return loc + scale * jax.random.normal(key, shape)
 
     def step(carry, inputs):
         before, total = carry
@@ -160,7 +162,7 @@ def naive_step(model, x, key):
         z = draw(key, *parameters)
         return (z, total + weigh(parameters, before, z, x)), None
 
-    start = (jnp.zeros((SAMPLES, BATCH, SIZE)), jnp.ones((SAMPLES, BATCH, SIZE)))
+    start = (jnp.zeros(shape), jnp.ones(shape))
     z = draw(keys[0], *start)
     total = weigh(start, None, z, x[0])
     (_, total), _ = jax.lax.scan(step, (z, total), (keys[1:], features[1:], x[1:]))
@@ -180,9 +182,9 @@ STEPS = {
 }
 
 
-def build(name, length):
+def build(name, length, batch=8):
     """The compiled step, and the seconds of tracing and of compiling it."""
-    model, x = make_model(), make_data(length)
+    model, x = make_model(), make_data(length, batch)
     begun = time.perf_counter()
     step = STEPS[name]
     lowered = jax.jit(lambda *arguments: step(*arguments)).lower(model, x, jax.random.key(0))
@@ -242,14 +244,14 @@ def page(content):
 {markdown_table(header, rows)}
 
 Matrix products (counted in the compiled program) and time are relative to naive, time with the
-standard error of {content["rounds"]} rounds. {origin}
+standard error of {content["rounds"]} rounds; batches of {content["batch"]}. {origin}
 """
 
 
-def measure(length, rounds):
-    built = {name: build(name, length) for name in STEPS}
+def measure(length, rounds, batch):
+    built = {name: build(name, length, batch) for name in STEPS}
     programs = {name: program for name, (program, _) in built.items()}
-    arguments = (make_model(), make_data(length), jax.random.key(0))
+    arguments = (make_model(), make_data(length, batch), jax.random.key(0))
     times = measure_times(programs, arguments, rounds)
     naive = np.array(times["naive"])
     flops = {name: loop_flops(program.as_text()) for name, program in programs.items()}
@@ -272,14 +274,16 @@ def measure(length, rounds):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lengths", type=int, nargs="+", default=[10, 100, 300, 1000])
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--out", type=Path, default=Path("results/sequences-cost"))
     options = parser.parse_args()
     rows = []
     for length in tqdm(options.lengths, unit="length"):
-        rows.extend(measure(length, options.rounds))
+        rows.extend(measure(length, options.rounds, options.batch))
     content = {
         **provenance(" ".join(["python", *sys.argv])),
+        "batch": options.batch,
         "rounds": options.rounds,
         "rows": rows,
     }

@@ -1,5 +1,7 @@
 """What a Chain's gradient keeps in memory: linear in its length, or its root with `checkpoint`."""
 
+import itertools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -49,5 +51,5 @@ def test_four_times_the_length_takes_twice_the_memory_with_checkpoints(checkpoin
     of_networks = [
         megabytes(length, checkpoint) - 12 * length * numbers for length in (400, 1600, 6400)
     ]
-    for shorter, longer in zip(of_networks, of_networks[1:], strict=False):
+    for shorter, longer in itertools.pairwise(of_networks):
         assert longer / shorter == pytest.approx(factor, rel=0.15)

@@ -12,9 +12,17 @@ from PIL import Image
 
 import gdregs
 from gdregs.cli import main
-from gdregs.papers.experiments import cross_entropy, linear_model, linear_vae, mixing, toy
+from gdregs.papers.experiments import (
+    cross_entropy,
+    linear_model,
+    linear_trainings,
+    linear_vae,
+    mixing,
+    toy,
+)
 from gdregs.papers.experiments.drawn import DrawnNormal
 from gdregs.papers.grids.budget import hours, operations_an_image, within
+from gdregs.papers.measures.measure import Measured
 from gdregs.papers.tables.coverage import format_coverage
 from gdregs.vae import Config, load_dataset, make_state, make_task
 from gdregs.vae.training.epochs import loss_and_diagnostics
@@ -176,6 +184,28 @@ def test_reproduce_leaves_results_figures_and_a_page(capsys, tmp_path):
     assert (tmp_path / "r" / "toy.json").read_text() == "{}"
     assert main(["reproduce", "toy", "--seed", "-1"]) == 2
     assert "--seed must not be negative" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_reproduce_several_trainings(tmp_path):
+    assert main(["reproduce", "linear-vae-trainings", "--quick", "--out", str(tmp_path)]) == 0
+    content = json.loads((tmp_path / "linear-vae-trainings.json").read_text())
+    assert set(content["trainings"]) == {"4"}
+    one, other = (
+        training[linear_trainings.SNR_OF_STL]["16"] for training in content["trainings"]["4"]
+    )
+    assert one["value"] != other["value"]
+    assert len(content["claims"]) == 3
+    assert (tmp_path / "linear-vae-trainings.png").exists()
+
+
+def test_an_error_between_trainings_is_as_wide_as_so_few_make_it():
+    trainings = [
+        {linear_trainings.SNR_OF_STL: {10: Measured(value, 0.0)}} for value in (1.0, 2.0, 3.0)
+    ]
+    mean = linear_trainings.between(trainings, linear_trainings.SNR_OF_STL, 10)
+    assert mean.value == 2
+    np.testing.assert_allclose(2 * mean.error, 4.303 / 3**0.5, rtol=1e-3)  # t of 2 degrees
 
 
 @pytest.mark.slow

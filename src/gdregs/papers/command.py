@@ -15,7 +15,13 @@ if TYPE_CHECKING:  # the command line should start without all that these import
 
 
 _WithoutImages = Literal[
-    "toy", "linear-vae", "cross-entropy", "mixing", "sequences", "all-analytic"
+    "toy",
+    "linear-vae",
+    "linear-vae-trainings",
+    "cross-entropy",
+    "mixing",
+    "sequences",
+    "all-analytic",
 ]
 _WithImages = Literal["table1", "table2", "poster", "figures", "digits"]
 Experiment = Literal[_WithoutImages, _WithImages]
@@ -107,8 +113,9 @@ def reproduce(
     """Measure the papers' claims: results, figures, and pages with the papers' numbers beside ours.
 
     Args:
-        experiment: Without images: toy, linear-vae, cross-entropy, mixing, sequences, or
-            all-analytic for the first three. With images: table1, table2, poster, figures, digits.
+        experiment: Without images: toy, linear-vae, cross-entropy (all-analytic for these three),
+            linear-vae-trainings, mixing, sequences. With images: table1, table2, poster, figures,
+            digits.
         out: Folder of the results; those of the same experiment are replaced.
         seed: Seed of the data, the parameters and the draws of an experiment without images.
         quick: Without images: seconds instead of minutes; the numbers then decide little.

@@ -8,7 +8,14 @@ from types import ModuleType
 
 from tqdm import tqdm
 
-from gdregs.papers.experiments import cross_entropy, linear_vae, mixing, sequences, toy
+from gdregs.papers.experiments import (
+    cross_entropy,
+    linear_trainings,
+    linear_vae,
+    mixing,
+    sequences,
+    toy,
+)
 from gdregs.papers.measures.claims import FAILS, HOLDS, UNDECIDED
 from gdregs.papers.measures.results import check_folder, write_page, write_result
 from gdregs.vae.errors import UserError
@@ -16,6 +23,7 @@ from gdregs.vae.errors import UserError
 EXPERIMENTS: dict[str, ModuleType] = {
     "toy": toy,
     "linear-vae": linear_vae,
+    "linear-vae-trainings": linear_trainings,
     "cross-entropy": cross_entropy,
     "mixing": mixing,
     "sequences": sequences,

@@ -259,8 +259,8 @@ def difference(one: Measured, other: Measured) -> Measured:
     return Measured(one.value - other.value, float(np.hypot(one.error, other.error)))
 
 
-def smallest_snr_ratio(results, one, other, signals, pick, above=0) -> Measured:
-    """The smallest ratio of average SNRs over all K above a limit."""
+def snr_ratio(results, one, other, signals, pick) -> dict[int, Measured]:
+    """The ratio of average SNRs, by K."""
 
     def at(moments: Moments) -> Measured:
         means, variances = pick(moments.mean), pick(moments.variance)
@@ -271,8 +271,14 @@ def smallest_snr_ratio(results, one, other, signals, pick, above=0) -> Measured:
 
         return bootstrap(lambda groups: snr(one, groups) / snr(other, groups), len(means[one]))
 
-    ratios = [at(moments) for size, moments in results.items() if size > above]
-    return min(ratios, key=lambda ratio: ratio.value)
+    return {size: at(moments) for size, moments in results.items()}
+
+
+def smallest_snr_ratio(results, one, other, signals, pick, above=0) -> Measured:
+    """The smallest ratio of average SNRs over all K above a limit."""
+    considered = {size: moments for size, moments in results.items() if size > above}
+    ratios = snr_ratio(considered, one, other, signals, pick)
+    return min(ratios.values(), key=lambda ratio: ratio.value)
 
 
 def share_of_faster(first: int, results: dict[int, Moments]) -> Measured:

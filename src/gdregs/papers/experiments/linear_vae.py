@@ -217,10 +217,10 @@ def _training_cost(settings: Settings) -> int:
     return settings.steps * settings.training_samples // 2
 
 
-def total_cost(settings: Settings) -> int:
+def total_cost(settings: Settings, num_models: int = 2) -> int:
     """What `progress` adds up to."""
     groups = settings.num_groups * sum(_cost(settings, size) for size in settings.sizes)
-    return 2 * groups + settings.rounds * _training_cost(settings)
+    return num_models * groups + settings.rounds * _training_cost(settings)
 
 
 def run(settings: Settings, progress: Callable[[int], Any] = lambda cost: None) -> Result:
