@@ -15,6 +15,7 @@ import pyro_peers
 
 SCORE = "it expects the score-function estimate of a sampler that is not differentiable"
 LOCAL = "its particles are drawn by Pyro's enumeration, at one site; a bound draws its own"
+WARNS = "it expects a warning where a guide's site is missing in the model, which is an error here"
 ITS_CLASS = "it asks whether the objective is of one of Pyro's classes"
 
 NOT_FOR_A_BOUND = {
@@ -32,14 +33,21 @@ NOT_FOR_A_BOUND = {
         },
         "test_collapse_beta_binomial": ITS_CLASS,
     },
+    "test_inference.py": {
+        "SafetyTests::test_extra_samples": WARNS,
+        "test_sequential_plating_sum": SCORE,
+    },
 }
 """What fails, and why no bound could pass it."""
 
-BY_CHANCE = {"test_subsample_gradient[make-False2-subsample-reparam-scaled]"}
-"""Its tolerance is three standard errors, and the file's own seed leads to a draw 3.9 of them off.
-
-Over 2,966 repetitions of 2,000 draws the mean is 3.995 with a standard error of 0.004, of 4.
-"""
+BY_CHANCE = {
+    # Its tolerance is three standard errors, and the file's own seed leads to a draw 3.9 of them
+    # off: over 2,966 repetitions of 2,000 draws the mean is 3.995 with an error of 0.004, of 4.
+    "test_subsample_gradient[make-False2-subsample-reparam-scaled]",
+    # About Pyro's EnergyDistance; without a seed, they fail as often without a bound.
+    *(f"test_energy_distance_univariate[{scale}]" for scale in (0, 0.0001)),
+    *(f"test_energy_distance_multivariate[{scale}]" for scale in (0, 1)),
+}
 
 TOO_LONG = {
     "test_gradient.py": tuple(
@@ -48,8 +56,14 @@ TOO_LONG = {
         for size in ("full", "subsample")
         for kind in ("reparam", "nonreparam")
     ),
+    "test_inference.py": (
+        "BernoulliBetaTests",
+        "NormalNormalTests",
+        "PoissonGammaTests",
+        "test_exponential_gamma",
+    ),
 }
-"""Half a minute each, and alike: run by `GDREGS_PEERS_ALL=1`."""
+"""Half a minute and more each, and alike: run by `GDREGS_PEERS_ALL=1`."""
 
 
 @pytest.mark.slow
@@ -71,7 +85,13 @@ def test_what_pyro_tests_holds_of_the_bound(file, tmp_path):
         check=False,
     )  # fmt: skip
     cases = ElementTree.parse(report).getroot().iter("testcase")
-    passed = {case.get("name"): case.find("failure") is None for case in cases}
-    assert len(passed) > 50
+    passed = {_name(case): case.find("failure") is None for case in cases}
+    assert len(passed) > 10
     failed = {name for name, good in passed.items() if not good}
     assert failed - BY_CHANCE == set(NOT_FOR_A_BOUND[file])
+
+
+def _name(case):
+    """Of a test, with its class if it has one."""
+    module, name = case.get("classname").rpartition(".")[2], case.get("name")
+    return name if module.startswith("test_") else f"{module}::{name}"

@@ -12,12 +12,15 @@ from pyro.infer import elbo
 from pyro.util import warn_if_nan
 from torch import Tensor
 
-from gdregs.pyro.programs import Guide, Model, latents, observed, without_observed
+from gdregs.pyro.programs import Guide, Model, latents, moved, observed, without_observed
 from gdregs.pyro.reading import inverses, read_layout, read_sites
 from gdregs.shared.checks import check_objective, positive_integer
 from gdregs.shared.graphs import check_mix
+from gdregs.shared.learning import WORTH
 from gdregs.shared.tables import (
     AUTO,
+    POSTERIOR_ESTIMATORS,
+    PRIOR_ESTIMATORS,
     find_posterior_estimator,
     find_prior_estimator,
     is_auto,
@@ -29,6 +32,9 @@ from gdregs.torch.objectives import ELBO, IWAE, Coefficients, Objective
 from gdregs.torch.pull import pull
 from gdregs.torch.reexpress import NoPriorPathError
 from gdregs.torch.support import move_into_support
+
+WORTH_SECOND_RUN = 0.55, 0.2
+"""As `gdregs.shared.learning.WORTH`, where a mix takes 2.2 times the time of the naive gradient."""
 
 
 class ScaledLatents(Objective):
@@ -142,7 +148,7 @@ class Bound(elbo.ELBO):
                 ("chunk_size", chunk_size),
             )
         )
-        self.auto = Auto(prior=is_auto(prior_estimator))
+        self.auto = self._make_auto(prior=is_auto(prior_estimator))
         self._have_run: list[Any] = []
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
@@ -182,6 +188,11 @@ class Bound(elbo.ELBO):
         warn_if_nan(loss, "loss")
         return float(loss)
 
+    def _make_auto(self, *, prior: bool) -> Auto:
+        """A naive step on all particles runs model and guide once, a mix more often."""
+        kept = min(self.num_gradient_samples or self.num_particles, self.num_particles)
+        return Auto(prior=prior, worth=WORTH_SECOND_RUN if kept == self.num_particles else WORTH)
+
     def _learn(self, loss_of: Any, parameters: Any) -> Tensor:
         try:
             return self.auto.backward(loss_of, parameters, retain_graph=self.retain_graph)
@@ -189,7 +200,7 @@ class Bound(elbo.ELBO):
             if not self.auto.prior:
                 raise
             warnings.warn(f"{error} The automatic choice is naive from now on.", stacklevel=4)
-            self.auto = Auto(prior=False)
+            self.auto = self._make_auto(prior=False)
             return self.auto.backward(loss_of, parameters, retain_graph=self.retain_graph)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
@@ -239,8 +250,15 @@ class Bound(elbo.ELBO):
             ]
             return torch.stack(losses).mean()
         is_naive = posterior_row.density == 1 and prior_row.density == 1
+        kept = min(self.num_gradient_samples or self.num_particles, self.num_particles)
+        is_live = (
+            torch.is_grad_enabled()
+            and kept == self.num_particles
+            and posterior_row == POSTERIOR_ESTIMATORS["naive"]
+            and prior_row == PRIOR_ESTIMATORS["naive"]
+        )
         look = _Look(self, model, guide, (args, kwargs), is_naive)
-        z, log_weights = look.all()
+        z, log_weights = look.all(is_live=is_live)
         scale = look.model.layout.scale
         if z is None:
             same = log_weights.expand(self.num_particles, *log_weights.shape)
@@ -249,11 +267,13 @@ class Bound(elbo.ELBO):
         if look.latent_scale is not None:
             objective = ScaledLatents(objective, look.latent_scale)
         with torch.no_grad():
-            value, weighed = weights.weigh(objective, z, log_weights)
-            kept = min(self.num_gradient_samples or self.num_particles, self.num_particles)
+            value, weighed = weights.weigh(objective, z, log_weights.detach())
             if kept < self.num_particles:
                 weighed = weights.choose(weighed, kept)
-        if torch.is_grad_enabled():
+        if is_live and bool((weighed.v != 0).all()):
+            # The naive gradient: everything was live in the one run of model and guide.
+            value = with_path(value, (weighed.v * log_weights).sum(0))
+        elif torch.is_grad_enabled():
             parts = weights.Model(
                 look.guide, look.model, look.model.likelihood, self.num_particles, None
             )
@@ -273,8 +293,11 @@ class _Look:
         self.model = Model(model, arguments, particles, plates)
         self.latent_scale: float | None = None
 
-    def all(self) -> tuple[Any, Tensor]:
-        """The latents of all particles, None where there are none, and their log-weights."""
+    def all(self, *, is_live: bool = False) -> tuple[Any, Tensor]:
+        """The latents of all particles, None where there are none, and their log-weights.
+
+        Where they are live, the weights have the derivative by all parameters, along the path too.
+        """
         bound = self.bound
         size = bound.chunk_size or bound.num_particles if bound._is_vectorized else 1
         sizes = [size] * (bound.num_particles // size)
@@ -282,17 +305,26 @@ class _Look:
             sizes.append(bound.num_particles - sum(sizes))
         blocks = []
         for number, size in enumerate(sizes):
-            with torch.no_grad():
-                drawn = self.guide.run(size)
+            with torch.set_grad_enabled(is_live):
+                drawn = self.guide.run(size, self._draw_live if is_live else None)
                 values, flags, sites = self._weigh(latents(drawn), size)
             if number == 0:
                 self._read(sites, drawn)
             if not latents(sites):
                 return None, self._without_latents()
-            with torch.no_grad():
+            with torch.set_grad_enabled(is_live):
                 blocks.append(self._log_weights(values, flags, sites, drawn, size))
         z, log_weights = zip(*blocks, strict=True)
-        return self.model.gather(list(z)), self.model.gather(list(log_weights))
+        z = {name: value.detach() for name, value in self.model.gather(list(z)).items()}
+        return z, self.model.gather(list(log_weights))
+
+    def _draw_live(self, fn: Any, name: str) -> Tensor:
+        """A draw that follows its path."""
+        if self.guide.computes(fn):
+            return fn.rsample()
+        with torch.no_grad():
+            drawn = fn()
+        return moved(fn, drawn, name)
 
     def _weigh(self, drawn: Any, size: int) -> Any:
         """Run the model at what the guide drew, moved into the model's supports."""

@@ -29,6 +29,8 @@ class Auto:
         patience: How many draws it takes until what was measured outweighs the naive start.
         prior: Whether the prior's estimator is mixed too; where its distributions have no
             re-expression rule it must stay naive.
+        worth: The share of the naive gradient's variance that a mix with DReGs must take away to be
+            used; and what one with GDReGs too must take away of the better of those two.
 
     Example:
         >>> import gdregs.torch, torch
@@ -53,12 +55,18 @@ class Auto:
         the prior of two Gaussians and a known optimum.
     """
 
-    def __init__(self, decay: float = 0.95, patience: float = 20.0, prior: bool = True):
+    def __init__(
+        self,
+        decay: float = 0.95,
+        patience: float = 20.0,
+        prior: bool = True,
+        worth: tuple[float, float] = WORTH,
+    ):
         if not 0 < decay < 1:
             raise ValueError(f"decay must lie between 0 and 1; got {decay}.")
         if not patience > 0:
             raise ValueError(f"patience must be positive; got {patience}.")
-        self.decay, self.patience, self.prior = decay, patience, prior
+        self.decay, self.patience, self.prior, self.worth = decay, patience, prior, worth
         self.strengths = (0.0, 0.0)
         self.mean: dict[Tensor, Tensor] = {}
         self.moments = torch.zeros(6, dtype=torch.float64)
@@ -141,7 +149,7 @@ class Auto:
         if known:
             self.moments += max(1 / known, 1 - self.decay) * (new - self.moments)
             trust = 1 - torch.exp(torch.tensor(-known / self.patience)).item()
-            beta, alpha = _best(self.moments.tolist())
+            beta, alpha = _best(self.moments.tolist(), self.worth)
             self.strengths = (trust * beta, trust * alpha)
 
 
@@ -166,7 +174,7 @@ def _dot(one: list[Tensor], other: list[Tensor]) -> Tensor:
     return total
 
 
-def _best(moments: list[float]) -> tuple[float, float]:
+def _best(moments: list[float], worth: tuple[float, float]) -> tuple[float, float]:
     r"""The strengths of least variance among those that are worth their time.
 
     The variance is $V + 2 s \cdot x + x \cdot C x$ with $x = (\beta, \alpha)$.
@@ -192,5 +200,5 @@ def _best(moments: list[float]) -> tuple[float, float]:
             both = usable(beta, (qp * q - ridge * qq * p) / determinant)
         else:
             both = usable(0.0, -p / pp)
-    best = of_posterior if left(of_posterior) < (1 - WORTH[0]) * left(naive) else naive
-    return both if left(both) < (1 - WORTH[1]) * left(best) else best
+    best = of_posterior if left(of_posterior) < (1 - worth[0]) * left(naive) else naive
+    return both if left(both) < (1 - worth[1]) * left(best) else best
