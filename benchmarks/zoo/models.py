@@ -367,7 +367,10 @@ def structured():
     def guide_of(model):
         def guide(y):
             a = numpyro.sample("a", dist.Normal(numpyro.param("loc", 0.0), _positive("width", 0.5)))
-            slope, centre = numpyro.param("slope", jnp.zeros(3)), numpyro.param("b", jnp.zeros(3))
+            slope, centre = (
+                numpyro.param("slope", jnp.zeros(3)),
+                numpyro.param("b_loc", jnp.zeros(3)),
+            )
             spread = _positive("b_width", jnp.full(3, 0.5))
             numpyro.sample("b", dist.Normal(centre + slope * a, spread).to_event(1))
 

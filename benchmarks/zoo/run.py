@@ -298,7 +298,7 @@ def draw_figure(content, path):
         axis.set(xscale="symlog", yscale="log", title=found["about"])
         axis.title.set_fontsize(8)
         axis.set_xlim(-1, None)
-        axis.tick_params(labelsize=7)
+        axis.tick_params(which="both", labelsize=7)
         axis.grid(alpha=0.2)
     figure.supxlabel("step", fontsize=9)
     figure.supylabel("total variance of the gradient", fontsize=9)
@@ -326,6 +326,8 @@ def main():
         if missing:
             parser.error(f"--times: {path} has nothing of {missing[0]!r} yet")
         origin = {key: before[key] for key in origin}
+    elif options.names and before:
+        origin["command"] = before["command"]  # with these models measured once more
     content = {
         **origin,
         "samples": SAMPLES,

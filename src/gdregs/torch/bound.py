@@ -7,7 +7,7 @@ hides in a closure does no harm. The surrogate is then
 $$S = \sum v \log p(x|z^{fork}) + \sum a\, g \cdot z^q - \sum r\, g \cdot z^p ,$$
 
 where the fork scales the likelihood's cotangent into each path, by the shares of the tables in
-`gdregs.shared.tables`.
+`gdregs.shared.tables`. Where all samples are kept, look and pull are one evaluation.
 """
 
 import math
