@@ -6,7 +6,7 @@ STRENGTHS = (-1.0, 2.0)
 SETTLING = 3
 """Draws from which the mean gradient alone is learned, before anything is measured against it."""
 
-FIRST, PERIOD = 50, 32
+FIRST, PERIOD = 100, 16
 """Every step teaches at first, when variances change fast; later on one step in so many."""
 
 WORTH = 0.02, 0.2

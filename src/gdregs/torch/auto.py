@@ -22,7 +22,7 @@ class Auto:
 
     Before anything is known it is the naive gradient. Every step takes its strengths from the draws
     of the steps before, so that every step is unbiased. A step that teaches differentiates the loss
-    three times, at the same random numbers: the first fifty do, and later one in 32.
+    three times, at the same random numbers: the first hundred do, and later one in sixteen.
 
     Args:
         decay: How slowly old draws are forgotten: about $1/(1 - \mathrm{decay})$ of them count.
