@@ -33,6 +33,10 @@ QUESTIONS: dict[str, tuple[tuple[str, str], ...]] = {
         ("stl+gdregs", "stl+naive"),
         ("dregs+gdregs", "dregs+naive"),
     ),
+    "Learned mix against naive and GDReGs, θ": (
+        ("dregs+gdregs-mix", "dregs+naive"),
+        ("dregs+gdregs-mix", "dregs+gdregs"),
+    ),
 }
 """What the tables are read for: pairs of estimators that differ in one, better one first. With an
 objective behind a comma they stand in another row."""

@@ -20,7 +20,8 @@ def load_published() -> dict[str, Any]:
 def published_bound(table: str, config: Config) -> Measured | None:
     """The number that a table prints for a cell, with its standard error; None if it has none."""
     for row in load_published().get(table, {}).get("rows", ()):
-        if (row["dataset"], row["num_layers"]) == (config.dataset, config.num_layers):
+        same = (row["dataset"], row["num_layers"]) == (config.dataset, config.num_layers)
+        if same and config.pair in row["bounds"]:
             value, error_bar = row["bounds"][config.pair]
             return Measured(value, error_bar / Z95)
     return None

@@ -20,13 +20,21 @@ def provenance(command: str) -> dict[str, Any]:
     return {
         "command": command,
         "date": datetime.date.today().isoformat(),
-        "hardware": f"{_processor()}, {os.cpu_count()} cores, {jax.default_backend()}",
+        "hardware": f"{_processor()}, {os.cpu_count()} cores, {_device()}",
         "versions": {
             "gdregs": gdregs.__version__,
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in LIBRARIES},
         },
     }
+
+
+def _device() -> str:
+    """What JAX runs on: cpu, or the accelerators by name."""
+    backend = jax.default_backend()
+    if backend == "cpu":
+        return backend
+    return f"{backend} ({jax.device_count()} x {jax.devices()[0].device_kind})"
 
 
 def _processor() -> str:
