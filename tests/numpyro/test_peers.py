@@ -56,6 +56,11 @@ NOT_FOR_A_BOUND = {
 }  # fmt: skip
 """What fails, and why no bound could pass it."""
 
+BY_CHANCE = {"test_auto_batched[AutoBatchedLowRankMultivariateNormal]"}
+"""What passes or not by the seed and the machine, with numpyro's objectives too: a correlation of
+three numbers must be above 0.99, and over the seeds 0 to 3 it was 0.974 to 0.996 with `Trace_ELBO`,
+0.975 to 0.9998 with the bound (losses 0.291 +- 0.012 and 0.285 +- 0.002)."""
+
 TOO_LONG = {
     "test_autoguide.py": (
         "test_autosemidais",
@@ -89,4 +94,5 @@ def test_what_numpyro_tests_holds_of_the_bound(file, tmp_path):
     cases = ElementTree.parse(report).getroot().iter("testcase")
     passed = {case.get("name"): case.find("failure") is None for case in cases}
     assert len(passed) > 50
-    assert {name for name, good in passed.items() if not good} == set(NOT_FOR_A_BOUND[file])
+    failed = {name for name, good in passed.items() if not good}
+    assert failed - BY_CHANCE == set(NOT_FOR_A_BOUND[file])
