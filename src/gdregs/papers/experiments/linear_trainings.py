@@ -183,7 +183,8 @@ def plot(found: dict[int, list[Training]]) -> Any:
                 )  # fmt: skip
             means = [np.mean([one[ratio][size].value for one in trainings]) for size in sizes]
             figures.line(panel, number, sizes, means, f"trained with K = {trained_with}")
-        panel.set(title=ratio)
-        figures.log_axes(panel, "importance samples K")
-    axes[0, 0].legend()
+        panel.set(title=ratio, xscale="log", xlabel="importance samples K")
+    axes[0, 0].set_yscale("log")
+    axes[0, 0].set_ylim(top=600)  # room for the legend
+    axes[0, 0].legend(loc="upper left")
     return figure
