@@ -17,6 +17,7 @@ from numpyro.util import not_jax_tracer
 
 from gdregs.bound import Settings, evaluate
 from gdregs.numpyro.enumeration import sum_out_discrete
+from gdregs.numpyro.live import sum_of_bounds
 from gdregs.numpyro.programs import (
     Guide,
     Layout,
@@ -29,8 +30,16 @@ from gdregs.numpyro.programs import (
 )
 from gdregs.objectives import ELBO, IWAE, Objective
 from gdregs.reexpression.paths import once_differentiable
+from gdregs.reexpression.reparameterized import is_reparameterized
 from gdregs.shared.checks import positive_integer
-from gdregs.shared.tables import AUTO, is_auto
+from gdregs.shared.tables import (
+    AUTO,
+    POSTERIOR_ESTIMATORS,
+    PRIOR_ESTIMATORS,
+    find_posterior_estimator,
+    find_prior_estimator,
+    is_auto,
+)
 
 
 class ScaledLatents(Objective):
@@ -207,9 +216,29 @@ class Bound(elbo.ELBO):
         if latent_scale is not None and isinstance(settings.objective, Objective):
             objective = ScaledLatents(settings.objective, latent_scale)
             settings = settings._replace(objective=objective)
-        likelihood = prior.likelihood
-        values, _ = evaluate(posterior, prior, likelihood, key, self.num_particles, settings)
-        return {"loss": -jnp.sum(values) * prior.layout.scale, "mutable_state": mutable}
+
+        def values() -> Array:
+            likelihood = prior.likelihood
+            return evaluate(posterior, prior, likelihood, key, self.num_particles, settings)[0]
+
+        if self._is_live(posterior, key):
+            parts = (posterior, prior, key, self.num_particles, settings.objective)
+            total = sum_of_bounds(*parts, values)
+        else:
+            total = jnp.sum(values())
+        return {"loss": -total * prior.layout.scale, "mutable_state": mutable}
+
+    def _is_live(self, posterior: Guide, key: PRNGKeyArray) -> bool:
+        """Whether the gradient is the naive one of all particles at once, along the sampler."""
+        settings, kept = self.settings, self.settings.num_gradient_samples
+        return (
+            find_posterior_estimator(settings.posterior_estimator) is POSTERIOR_ESTIMATORS["naive"]
+            and find_prior_estimator(settings.prior_estimator) is PRIOR_ESTIMATORS["naive"]
+            and isinstance(settings.objective, Objective)
+            and settings.chunk_size is None
+            and (kept is None or (isinstance(kept, int) and kept >= self.num_particles))
+            and is_reparameterized(posterior, key, self.num_particles)
+        )
 
     def _loss_without_latents(self, posterior: Guide, prior: Model) -> Array:
         """Minus the objective of weights that are all the same: the density of what is observed."""

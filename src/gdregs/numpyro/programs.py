@@ -57,8 +57,10 @@ class Layout(NamedTuple):
         """The log-densities of sites, summed over all but the enclosing plates."""
         total = jnp.zeros(())
         for site in sites:
+            # Of a value that was drawn just now: a flow is not inverted.
+            drawn = [site["intermediates"]] if site.get("intermediates") else []
             try:
-                log_prob = site["fn"].log_prob(site["value"])
+                log_prob = site["fn"].log_prob(site["value"], *drawn)
             except NotImplementedError as error:
                 raise ValueError(
                     f"Site {site['name']!r}: the density of its {type(site['fn']).__name__} is"
@@ -105,6 +107,19 @@ class Guide(Program):
             _, guide_key = jax.random.split(key)
             sites = self.run(handlers.seed(rng_seed=guide_key))
             return self.layout.to_front({name: s["value"] for name, s in latents(sites).items()})
+
+        return jax.vmap(draw)(jax.random.split(key, sample_shape))
+
+    def sample_and_log_prob(self, key: PRNGKeyArray, sample_shape: tuple[int]) -> Any:
+        """The same particles with their log-density, from one run."""
+
+        def draw(key):
+            _, guide_key = jax.random.split(key)
+            sites = self.run(handlers.seed(rng_seed=guide_key))
+            values = {name: site["value"] for name, site in latents(sites).items()}
+            z = self.layout.to_front(values)
+            batch = next(iter(z.values())).shape[: len(self.layout.dims)]
+            return z, jnp.broadcast_to(self.layout.add_up(list(sites.values())), batch)
 
         return jax.vmap(draw)(jax.random.split(key, sample_shape))
 

@@ -1,0 +1,69 @@
+r"""The naive gradient from one run of guide and model, in which everything is live.
+
+Where both estimators are naive, nothing is stopped: with $\ell_k = \log p(x, z_k) - \log q(z_k)$
+and $z_k$ along the guide's own sampler, the gradient is $\sum_k v_k \nabla \ell_k$. No path has to
+be computed back from its samples, so that a flow is not inverted, and discrete latents are summed
+out once.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from gdregs.evaluation.streams import whole
+from gdregs.numpyro.programs import Guide, Model
+from gdregs.objectives import Objective
+from gdregs.reexpression.paths import with_path
+from gdregs.reexpression.support import move_into_support
+
+
+def sum_of_bounds(
+    posterior: Guide,
+    prior: Model,
+    key: PRNGKeyArray,
+    num_samples: int,
+    objective: Objective,
+    guarded: Callable[[], Float[Array, "*batch"]],
+) -> Float[Array, ""]:
+    r"""The bounds of all datapoints, added up, with their naive gradient.
+
+    It can be differentiated by whatever guide and model depend on.
+
+    Args:
+        posterior: A guide whose sampler can be differentiated.
+        prior: The model.
+        key: From which all samples are drawn.
+        num_samples: K.
+        objective: The objective.
+        guarded: The same bounds by `gdregs.bound`'s own way, in which a sample without weight does
+            no harm. Their gradient is taken where the live one is not finite.
+    """
+
+    def log_weights() -> Float[Array, "K *batch"]:
+        z, log_posterior = posterior.sample_and_log_prob(key, (num_samples,))
+        z, inside = move_into_support(prior, z)
+        found = prior.likelihood(z) + prior.log_prob(z) - log_posterior
+        return found if inside is None else jnp.where(inside, found, -jnp.inf)
+
+    function, sources = jax.closure_convert(log_weights)
+    found, pull = jax.vjp(function, *sources)
+    found = jax.lax.stop_gradient(jnp.where(jnp.isnan(found), -jnp.inf, found))
+    fold, shape = whole(found)
+    summary = objective.summarize(fold, shape)
+    value = jax.lax.stop_gradient(jnp.sum(objective.value(summary)))
+    if not sources:
+        return value
+    v, _ = objective.coefficients(summary, found, 0)
+    gradient = pull(jax.lax.stop_gradient(jnp.where(found > -jnp.inf, v, 0)))
+    gradient = jax.lax.stop_gradient(gradient)
+    is_finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in gradient]))
+    terms = [
+        jnp.sum(source * jnp.where(is_finite, leaf, 0))
+        for source, leaf in zip(sources, gradient, strict=True)
+    ]
+    otherwise = jax.lax.cond(
+        is_finite, lambda: jnp.zeros_like(value), lambda: jnp.sum(guarded()).astype(value.dtype)
+    )
+    return with_path(value, sum(terms, otherwise).astype(value.dtype))
