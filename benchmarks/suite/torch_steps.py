@@ -196,13 +196,13 @@ class Step:
         self()
 
     def __call__(self, loss=None):
-        self.model.zero_grad(set_to_none=True)
         model = self.counted if loss else self.model
+        model.zero_grad(set_to_none=True)
         value = (loss or self.loss)(model, self.images, self.num_samples)
         if isinstance(value, torch.Tensor):
             value.backward()
             value = value.item()
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        parameters = [p for p in model.parameters() if p.grad is not None]
         with torch.no_grad():
             torch._foreach_add_(parameters, [p.grad for p in parameters], alpha=-1e-6)
         return value
