@@ -39,8 +39,8 @@ def format_coverage(folder: Path) -> str:
         TITLE,
         "Epochs × training images × seeds of the longest run of each cell, of the papers' 1,000"
         f" epochs of all images and {SEEDS} seeds. The last column has the hours that the row would"
-        f" take at full length on {DEVICE}, from the operations of its matrix products; it is an"
-        " estimate, and nothing was measured there.",
+        f" take at full length on {DEVICE}, from the operations of its matrix products, at the"
+        " rate that one layer was measured at there; measurements and compilation come on top.",
     ]
     for name in PAPER_GRIDS:
         grid = GRIDS[name]
