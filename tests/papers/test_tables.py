@@ -83,6 +83,18 @@ def test_a_reversed_order_disagrees_and_a_small_difference_is_undecided():
     assert rank_correlation("table1", row_of_table_1({"dregs+gdregs": -9.0})) < 0.5
 
 
+def test_the_learned_mix_is_compared_with_both_that_it_mixes():
+    cells = row_of_table_1({})
+    mix = next(cell for cell in GRIDS["table1"].beyond if cell.task == cells[0].config.task)
+    best = next(cell for cell in cells if cell.pair == "dregs+gdregs")
+    gained = best.finals("test_bound") + np.array([0.3, 0.31, 0.29, 0.3, 0.3])[: len(best.seeds)]
+    found = compare("table1", [*cells, make_cell(mix, list(gained))])
+    mixed = [one for one in found if one.better == "dregs+gdregs-mix"]
+    assert {one.worse for one in mixed} == {"dregs+naive", "dregs+gdregs"}
+    assert all(one.published is None for one in mixed)
+    assert {one.verdict for one in mixed} == {"agrees"}  # nothing published: above 0 is expected
+
+
 def test_holms_procedure():
     """By hand: 3 x 0.01, 2 x 0.02, and never less than the one before."""
     assert holm([0.03, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])

@@ -29,6 +29,7 @@ from gdregs.papers.tables.coverage import format_coverage, open_questions
 from gdregs.papers.tables.differences import draw_differences
 from gdregs.papers.tables.figures import CURVES, LAYOUTS, draw_cells
 from gdregs.papers.tables.page import TITLE, format_page
+from gdregs.papers.tables.statements import read_cost
 from gdregs.vae.config import Config
 from gdregs.vae.data.datasets import Dataset
 from gdregs.vae.data.omniglot import CHARDATA_TRAIN
@@ -244,9 +245,8 @@ def write_results(
         },
     )
     contents = {key: read_result(folder / f"{key}.json") for key in NAMES}
-    write_text(
-        folder / PAGE, format_page({key: content for key, content in contents.items() if content})
-    )
+    contents = {key: content for key, content in contents.items() if content}
+    write_text(folder / PAGE, format_page(contents, read_cost(folder)))
     counts = Counter(comparison.verdict for comparison in comparisons)
     verdicts = ", ".join(f"{counts[v]} {v}" for v in (AGREES, DISAGREES, OPEN) if counts[v])
     lines = [f"{title}: of {len(comparisons)} comparisons {verdicts}"] if verdicts else []

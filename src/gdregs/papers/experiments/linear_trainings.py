@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from gdregs.papers.experiments import linear_vae
 from gdregs.papers.experiments.linear_claims import (
@@ -26,7 +25,7 @@ from gdregs.papers.experiments.linear_model import make_data
 from gdregs.papers.measures import claims, figures
 from gdregs.papers.measures.claims import Claim
 from gdregs.papers.measures.curves import table, variance_ratio
-from gdregs.papers.measures.measure import Measured
+from gdregs.papers.measures.measure import Measured, of_few
 from gdregs.papers.measures.results import Result
 
 TITLE = "2-layer linear VAE, by training"
@@ -109,14 +108,8 @@ def run(settings: Settings, progress: Callable[[int], Any] = lambda cost: None) 
 
 
 def between(trainings: list[Training], ratio: str, size: int) -> Measured:
-    """The mean over trainings; its error is between them, and as wide as so few make it.
-
-    Twice the error is half of the 95% t interval, so that a verdict errs as often as one of many.
-    """
-    values = np.array([one[ratio][size].value for one in trainings])
-    width = float(stats.t.ppf(0.975, len(values) - 1)) / 2
-    error = float(values.std(ddof=1) / len(values) ** 0.5)
-    return Measured(float(values.mean()), width * error)
+    """The mean over trainings; its error is between them."""
+    return of_few(np.array([one[ratio][size].value for one in trainings]))
 
 
 def judge(trained_with: int, trainings: list[Training]) -> list[Claim]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from scipy import stats
 
 from gdregs.diagnostics import gradient_moments
 
@@ -26,6 +27,18 @@ class Measured(NamedTuple):
             return f"{self.value:.2e} ± {self.error:.1e}"
         decimals = max(decimals, 0)
         return f"{self.value:,.{decimals}f} ± {self.error:,.{decimals}f}"
+
+
+def of_few(values: np.ndarray) -> Measured:
+    """The mean over a few trainings, with an error that is as wide as so few make it.
+
+    Twice the error is half of the 95% t interval, so that a verdict errs as often as one of many.
+    """
+    values = np.asarray(values)
+    if len(values) < 2:
+        return Measured(float(values.mean()), float("inf"))
+    width = float(stats.t.ppf(0.975, len(values) - 1)) / 2
+    return Measured(float(values.mean()), width * float(values.std(ddof=1) / len(values) ** 0.5))
 
 
 class Moments(NamedTuple):

@@ -4,9 +4,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gdregs.papers.grids.grid import GRIDS
+from gdregs.papers.measures.claims import format_claims
 from gdregs.papers.measures.measure import Measured
 from gdregs.papers.tables.comparisons import AGREES, DISAGREES, OPEN
 from gdregs.papers.tables.published import Z95, published_bound
+from gdregs.papers.tables.statements import judge_tables
 from gdregs.vae.config import Config
 from gdregs.vae.show.markdown import markdown_table
 
@@ -28,11 +30,25 @@ down cannot be expected to reach the published numbers; what can be compared is 
 """
 
 
-def format_page(contents: Mapping[str, Mapping[str, Any]]) -> str:
-    """The whole page, from the results of grids by name."""
+_STATEMENTS = """\
+## What the paper says beside its tables
+
+Means over seeds, with half the width of their 95% t interval as two errors, of runs as long as said
+above; a verdict is given where the number clears its limit by three errors.
+
+"""
+
+
+def format_page(
+    contents: Mapping[str, Mapping[str, Any]], cost: Mapping[str, Any] | None = None
+) -> str:
+    """The whole page, from the results of grids by name and of `benchmarks/cost.py`."""
     parts = [TITLE, _INTRODUCTION]
     for name, content in contents.items():
         parts.append(_format_grid(name, content))
+    judged = judge_tables(contents, cost)
+    if judged:
+        parts.append(_STATEMENTS + format_claims(judged).rstrip())
     return "\n\n".join(parts) + "\n"
 
 
