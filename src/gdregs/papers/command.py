@@ -21,6 +21,7 @@ _WithoutImages = Literal[
     "cross-entropy",
     "mixing",
     "sequences",
+    "top-down",
     "all-analytic",
 ]
 _WithImages = Literal["table1", "table2", "poster", "figures", "digits"]
@@ -114,8 +115,8 @@ def reproduce(
 
     Args:
         experiment: Without images: toy, linear-vae, cross-entropy (all-analytic for these three),
-            linear-vae-trainings, mixing, sequences. With images: table1, table2, poster, figures,
-            digits.
+            linear-vae-trainings, mixing, sequences, top-down. With images: table1, table2, poster,
+            figures, digits.
         out: Folder of the results; those of the same experiment are replaced.
         seed: Seed of the data, the parameters and the draws of an experiment without images.
         quick: Without images: seconds instead of minutes; the numbers then decide little.

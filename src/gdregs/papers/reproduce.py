@@ -14,6 +14,7 @@ from gdregs.papers.experiments import (
     linear_vae,
     mixing,
     sequences,
+    top_down,
     toy,
 )
 from gdregs.papers.measures.claims import FAILS, HOLDS, UNDECIDED
@@ -27,6 +28,7 @@ EXPERIMENTS: dict[str, ModuleType] = {
     "cross-entropy": cross_entropy,
     "mixing": mixing,
     "sequences": sequences,
+    "top-down": top_down,
 }
 ANALYTIC = ("toy", "linear-vae", "cross-entropy")
 
