@@ -11,23 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro import handlers
-from numpyro.distributions.transforms import biject_to
-from numpyro.infer import autoguide, elbo
+from numpyro.infer import elbo
 from numpyro.util import not_jax_tracer
 
 from gdregs.bound import Settings, evaluate
 from gdregs.numpyro.enumeration import sum_out_discrete
 from gdregs.numpyro.live import sum_of_bounds
-from gdregs.numpyro.programs import (
-    Guide,
-    Layout,
-    Model,
-    Sites,
-    is_delta,
-    is_enumerated,
-    latents,
-    observed,
-)
+from gdregs.numpyro.programs import Guide, Layout, Model, is_enumerated, latents, observed
+from gdregs.numpyro.reading import check_sites, find_inverses, of_type, run_once, samples
 from gdregs.objectives import ELBO, IWAE, Objective
 from gdregs.reexpression.paths import once_differentiable
 from gdregs.reexpression.reparameterized import is_reparameterized
@@ -262,25 +253,25 @@ class Bound(elbo.ELBO):
             handlers.seed(program, jax.random.fold_in(plate_key, i), _OWN_TYPES)
             for i, program in enumerate((model, guide))
         )
-        guide_trace = _trace(handlers.seed(guide, guide_key), param_map, args, kwargs)
-        state = {**param_map, **_of_type("mutable", guide_trace)}
+        guide_trace = run_once(handlers.seed(guide, guide_key), param_map, args, kwargs)
+        state = {**param_map, **of_type("mutable", guide_trace)}
         replayed = handlers.replay(handlers.seed(model, model_key), guide_trace)
-        model_trace = _trace(replayed, state, args, kwargs)
-        mutable = {**_of_type("mutable", guide_trace), **_of_type("mutable", model_trace)}
-        _check_sites(model_trace, guide_trace)
+        model_trace = run_once(replayed, state, args, kwargs)
+        mutable = {**of_type("mutable", guide_trace), **of_type("mutable", model_trace)}
+        check_sites(model_trace, guide_trace)
         layout = self._layout(model_trace, guide_trace)
-        plates = {**_of_type("plate", guide_trace), **_of_type("plate", model_trace)}
-        inverses = _inverses(automatic, _samples(model_trace), _samples(guide_trace))
+        plates = {**of_type("plate", guide_trace), **of_type("plate", model_trace)}
+        inverses = find_inverses(automatic, samples(model_trace), samples(guide_trace))
         self._check_factors(guide_trace)
         posterior = Guide(guide, layout, param_map, plates, (args, kwargs))
-        drawn = tuple(latents(_samples(guide_trace)))
+        drawn = tuple(latents(samples(guide_trace)))
         is_subsampled = any(
             site["type"] == "plate" and len(site["value"]) < site["args"][0]
             for trace in (guide_trace, model_trace)
             for site in trace.values()
         )
         parts = (layout, param_map, plates, (args, kwargs), inverses, drawn, is_subsampled)
-        if any(map(is_enumerated, _samples(model_trace).values())):
+        if any(map(is_enumerated, samples(model_trace).values())):
             prior = sum_out_discrete(model, parts, model_trace, guide_trace)
         else:
             prior = Model(model, *parts)
@@ -300,7 +291,7 @@ class Bound(elbo.ELBO):
 
     def _check_factors(self, guide_trace: Any) -> None:
         """A guide that adds factors does not draw from what it says is its density."""
-        factors = sorted(observed(_samples(guide_trace)))
+        factors = sorted(observed(samples(guide_trace)))
         if factors and not self._is_naive:
             raise ValueError(
                 f"The guide adds the factor {factors[0]!r} to its density, so that its latents are"
@@ -314,7 +305,7 @@ class Bound(elbo.ELBO):
         scales = [
             (name, 1.0 if site["scale"] is None else site["scale"])
             for trace in (model_trace, guide_trace)
-            for name, site in latents(_samples(trace)).items()
+            for name, site in latents(samples(trace)).items()
         ]
         first = scales[0][1] if scales else layout.scale
         for _, scale in scales:
@@ -331,11 +322,11 @@ class Bound(elbo.ELBO):
 
     def _layout(self, model_trace: Any, guide_trace: Any) -> Layout:
         """The plates that enclose every site of both, and the sites' event axes."""
-        sites = {**_samples(guide_trace), **_samples(model_trace)}
+        sites = {**samples(guide_trace), **samples(model_trace)}
         stacks = [
             {(frame.name, frame.dim, frame.size) for frame in site["cond_indep_stack"]}
             for trace in (model_trace, guide_trace)
-            for site in _samples(trace).values()
+            for site in samples(trace).values()
         ]
         enclosing = set.intersection(*stacks) if stacks else set()
         scales = {}
@@ -372,91 +363,3 @@ def _is_close(a: Any, b: Any) -> bool:
     if not_jax_tracer(a) and not_jax_tracer(b):
         return bool(np.allclose(a, b, rtol=1e-6, atol=0))
     return a is b
-
-
-def _trace(program: Any, data: Any, args: Any, kwargs: Any) -> Any:
-    return handlers.trace(handlers.substitute(program, data=data)).get_trace(*args, **kwargs)
-
-
-def _of_type(kind: str, trace: Any) -> dict[str, Any]:
-    return {name: site["value"] for name, site in trace.items() if site["type"] == kind}
-
-
-def _samples(trace: Any) -> Sites:
-    return {name: site for name, site in trace.items() if site["type"] == "sample"}
-
-
-def _check_sites(model_trace: Any, guide_trace: Any) -> None:
-    """Every latent is drawn by the guide, is continuous, and has the shape that the model says."""
-    for name, site in _samples(guide_trace).items():
-        if is_enumerated(site):
-            raise ValueError(
-                f"The guide enumerates site {name!r}: leave it out of the guide, and enumerate it"
-                f" in the model, which sums it out."
-            )
-    drawn, needed = latents(_samples(guide_trace)), latents(_samples(model_trace))
-    auxiliary = {name for name, site in drawn.items() if site["infer"].get("is_auxiliary")}
-    for name in needed:
-        if needed[name]["fn"].is_discrete:
-            raise ValueError(
-                f"Site {name!r} is a discrete latent, which has no gradient. "
-                + (
-                    f"Sum it out: numpyro.sample({name!r}, ..., infer={{'enumerate': 'parallel'}}),"
-                    f" without a site in the guide."
-                    if needed[name]["fn"].has_enumerate_support
-                    else "It has too many values to be summed out: marginalise it by hand."
-                )
-            )
-        if name not in drawn:
-            raise ValueError(f"The model's latent site {name!r} is missing in the guide.")
-        shapes = [jnp.shape(drawn[name]["value"]), tuple(needed[name]["fn"].shape())]
-        if shapes[0] != shapes[1]:
-            raise ValueError(
-                f"Site {name!r} has shape {shapes[0]} in the guide and {shapes[1]} in the model."
-            )
-    for name in drawn:
-        if name not in needed and name not in auxiliary:
-            raise ValueError(
-                f"The guide's site {name!r} is missing in the model. If it is auxiliary, say so:"
-                f" numpyro.sample({name!r}, ..., infer={{'is_auxiliary': True}})."
-            )
-    for name, site in drawn.items():
-        if site["fn"].is_discrete:
-            raise ValueError(f"Site {name!r} is a discrete latent, which has no gradient.")
-
-
-def _inverses(guide: Any, model_sites: Sites, guide_sites: Sites) -> dict[str, Callable]:
-    """Auxiliary sites of automatic guides, as functions of the latents computed from them."""
-
-    def unconstrain(name, value):
-        return biject_to(model_sites[name]["fn"].support).inv(value)
-
-    inverses: dict[str, Callable] = {}
-    suffix = "_unconstrained"
-    for name, site in latents(guide_sites).items():
-        if name in model_sites:
-            continue
-        source = name.removesuffix(suffix)
-        if name.endswith(suffix) and source in model_sites and is_delta(guide_sites[source]["fn"]):
-            inverses[name] = lambda path, source=source: unconstrain(source, path[source])
-        elif isinstance(guide, autoguide.AutoContinuous) and hasattr(guide, "_unpack_latent"):
-            unpack, latent = guide._unpack_latent, site["value"]
-            unpacked = jax.eval_shape(unpack, latent)
-            if all(
-                value.shape == jnp.shape(unconstrain(part, model_sites[part]["value"]))
-                for part, value in unpacked.items()
-            ):  # otherwise the guide runs a chain of its own
-                inverses[name] = _packing(unpack, latent, unconstrain)
-    return inverses
-
-
-def _packing(unpack: Any, latent: Float[Array, "..."], unconstrain: Callable) -> Callable:
-    """The inverse of `unpack`, which only moves numbers: its transpose."""
-    pack = jax.linear_transpose(lambda x: dict(unpack(x)), jnp.zeros_like(latent))
-
-    def inverse(path):
-        names = jax.eval_shape(unpack, latent)
-        (packed,) = pack({name: unconstrain(name, path[name]) for name in names})
-        return packed
-
-    return inverse
