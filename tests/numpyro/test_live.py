@@ -45,6 +45,12 @@ def mixture():
         numpyro.sample("x", dist.Normal(centres[kind], 1.0), obs=DATA)
 
 
+@pytest.fixture
+def always(monkeypatch):
+    """Live wherever it can be, whether it pays or not."""
+    monkeypatch.setattr(module, "pays", lambda *parts: True)
+
+
 def value_and_gradient(model, guide, bound, *args):
     svi = SVI(model, guide, optax.sgd(0.1), bound)
     params = svi.get_params(svi.init(jax.random.key(0), *args))
@@ -56,7 +62,7 @@ def value_and_gradient(model, guide, bound, *args):
 
 
 def guarded(monkeypatch):
-    monkeypatch.setattr(Bound, "_is_live", lambda self, posterior, key: False)
+    monkeypatch.setattr(Bound, "_is_live", lambda *parts: False)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +77,7 @@ def guarded(monkeypatch):
     ],
     ids=["local", "flow", "enumerated"],
 )
-def test_equals_the_guarded_way(model, make_guide, objective, float64, monkeypatch):
+def test_equals_the_guarded_way(model, make_guide, objective, float64, always, monkeypatch):
     live = value_and_gradient(model, make_guide(model), Bound(5, objective))
     guarded(monkeypatch)
     other = value_and_gradient(model, make_guide(model), Bound(5, objective))
@@ -90,7 +96,7 @@ def around_zero():
     numpyro.sample("z", dist.Normal(loc, numpyro.param("scale", 1.0)))
 
 
-def test_samples_without_weight_do_no_harm(float64, monkeypatch):
+def test_samples_without_weight_do_no_harm(float64, always, monkeypatch):
     """Some z are below 0, where the derivative of the root is not a number."""
     loss, gradient = value_and_gradient(of_roots, around_zero, Bound(8))
     assert all(jnp.isfinite(leaf) and leaf != 0 for leaf in gradient.values())
@@ -100,7 +106,7 @@ def test_samples_without_weight_do_no_harm(float64, monkeypatch):
     assert all(jnp.allclose(gradient[name], other[name]) for name in other)
 
 
-def test_a_gradient_that_is_not_finite_is_shown():
+def test_a_gradient_that_is_not_finite_is_shown(always):
     """It is not one of samples without weight: all of them have it."""
 
     def model():
@@ -111,7 +117,7 @@ def test_a_gradient_that_is_not_finite_is_shown():
     assert not jnp.isfinite(gradient["a"])
 
 
-def test_differentiable_by_arguments():
+def test_differentiable_by_arguments(always):
     def model(shift):
         z = numpyro.sample("z", dist.Normal(shift, 1.0))
         numpyro.sample("x", dist.Normal(z, 1.0), obs=jnp.array(2.0))
@@ -126,7 +132,7 @@ def test_differentiable_by_arguments():
     assert jnp.allclose(jax.grad(loss)(0.7), other, rtol=1e-5)
 
 
-def test_no_second_derivative():
+def test_no_second_derivative(always):
     bound = Bound(4)
     svi = SVI(of_roots, around_zero, optax.sgd(0.1), bound)
     params = svi.get_params(svi.init(jax.random.key(0)))
@@ -161,3 +167,24 @@ def test_a_flow_is_not_inverted(monkeypatch):
     monkeypatch.setattr(module, "evaluate", lambda *parts: (jnp.zeros(()), None))
     trace()
     assert not inverted
+
+
+@pytest.mark.parametrize(
+    ("model", "make_guide", "is_live"),
+    [
+        (local, autoguide.AutoNormal, False),
+        (of_all, autoguide.AutoMultivariateNormal, False),
+        (of_all, autoguide.AutoLowRankMultivariateNormal, True),
+        (of_all, autoguide.AutoIAFNormal, True),
+        (mixture, lambda model: autoguide.AutoNormal(numpyro.handlers.block(model, hide=["kind"])),
+         True),
+    ],
+    ids=["small", "dense", "low-rank", "flow", "enumerated"],
+)  # fmt: skip
+def test_where_it_pays(model, make_guide, is_live, monkeypatch):
+    calls, before = [], module.sum_of_bounds
+    monkeypatch.setattr(
+        module, "sum_of_bounds", lambda *parts: calls.append(parts) or before(*parts)
+    )
+    value_and_gradient(model, make_guide(model), Bound(3))
+    assert bool(calls) == is_live

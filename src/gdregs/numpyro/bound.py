@@ -16,12 +16,11 @@ from numpyro.util import not_jax_tracer
 
 from gdregs.bound import Settings, evaluate
 from gdregs.numpyro.enumeration import sum_out_discrete
-from gdregs.numpyro.live import sum_of_bounds
+from gdregs.numpyro.live import pays, sum_of_bounds
 from gdregs.numpyro.programs import Guide, Layout, Model, is_enumerated, latents, observed
 from gdregs.numpyro.reading import check_sites, find_inverses, of_type, run_once, samples
 from gdregs.objectives import ELBO, IWAE, Objective
 from gdregs.reexpression.paths import once_differentiable
-from gdregs.reexpression.reparameterized import is_reparameterized
 from gdregs.shared.checks import positive_integer
 from gdregs.shared.tables import (
     AUTO,
@@ -212,15 +211,15 @@ class Bound(elbo.ELBO):
             likelihood = prior.likelihood
             return evaluate(posterior, prior, likelihood, key, self.num_particles, settings)[0]
 
-        if self._is_live(posterior, key):
+        if self._is_live(posterior, prior, key):
             parts = (posterior, prior, key, self.num_particles, settings.objective)
             total = sum_of_bounds(*parts, values)
         else:
             total = jnp.sum(values())
         return {"loss": -total * prior.layout.scale, "mutable_state": mutable}
 
-    def _is_live(self, posterior: Guide, key: PRNGKeyArray) -> bool:
-        """Whether the gradient is the naive one of all particles at once, along the sampler."""
+    def _is_live(self, posterior: Guide, prior: Model, key: PRNGKeyArray) -> bool:
+        """Whether it takes the naive gradient of all particles at once along the sampler."""
         settings, kept = self.settings, self.settings.num_gradient_samples
         return (
             find_posterior_estimator(settings.posterior_estimator) is POSTERIOR_ESTIMATORS["naive"]
@@ -228,7 +227,7 @@ class Bound(elbo.ELBO):
             and isinstance(settings.objective, Objective)
             and settings.chunk_size is None
             and (kept is None or (isinstance(kept, int) and kept >= self.num_particles))
-            and is_reparameterized(posterior, key, self.num_particles)
+            and pays(posterior, prior, key)
         )
 
     def _loss_without_latents(self, posterior: Guide, prior: Model) -> Array:

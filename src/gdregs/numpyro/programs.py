@@ -341,6 +341,11 @@ def observed(sites: Sites) -> Sites:
 
 def is_delta(fn: Any) -> bool:
     """Whether a site is a value that the program has computed."""
+    return isinstance(unwrapped(fn), dist.Delta)
+
+
+def unwrapped(fn: Any) -> Any:
+    """A distribution without what only changes its shape."""
     while isinstance(fn, (dist.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)):
         fn = fn.base_dist
-    return isinstance(fn, dist.Delta)
+    return fn
