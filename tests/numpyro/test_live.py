@@ -66,7 +66,9 @@ def guarded(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "objective", [gdregs.IWAE(), gdregs.ELBO()], ids=lambda o: type(o).__name__
+    "objective",
+    [gdregs.IWAE(), pytest.param(gdregs.ELBO(), marks=pytest.mark.slow)],
+    ids=["IWAE", "ELBO"],
 )
 @pytest.mark.parametrize(
     ("model", "make_guide"),
