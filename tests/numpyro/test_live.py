@@ -146,6 +146,25 @@ def test_no_second_derivative(always):
         jax.hessian(loss)(params)
 
 
+def test_a_loop_that_only_forward_mode_can_differentiate(always):
+    def model():
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        doubled = jax.lax.while_loop(lambda x: jnp.abs(x) < 8, lambda x: 2 * x, z)
+        numpyro.sample("x", dist.Normal(doubled, 1.0), obs=jnp.array(9.0))
+
+    bound = Bound(3)
+    svi = SVI(model, around_zero, optax.sgd(0.1), bound)
+    params = svi.get_params(svi.init(jax.random.key(0)))
+
+    def loss(params):
+        return bound.loss(jax.random.key(1), params, svi.model, svi.guide)
+
+    gradient = jax.jacfwd(loss)(params)
+    assert all(jnp.isfinite(leaf) and leaf != 0 for leaf in gradient.values())
+    with pytest.raises(ValueError, match="Reverse-mode differentiation does not work"):
+        jax.grad(loss)(params)
+
+
 def test_a_flow_is_not_inverted(monkeypatch):
     bound = Bound(4)
     svi = SVI(of_all, autoguide.AutoIAFNormal(of_all), optax.sgd(0.1), bound)

@@ -75,15 +75,18 @@ def sum_of_bounds(
         return found if inside is None else jnp.where(inside, found, -jnp.inf)
 
     function, sources = jax.closure_convert(log_weights)
-    found, pull = jax.vjp(function, *sources)
-    found = jax.lax.stop_gradient(jnp.where(jnp.isnan(found), -jnp.inf, found))
-    fold, shape = whole(found)
-    summary = objective.summarize(fold, shape)
-    value = jax.lax.stop_gradient(jnp.sum(objective.value(summary)))
     if not sources:
-        return value
-    v, _ = objective.coefficients(summary, found, 0)
-    gradient = pull(jax.lax.stop_gradient(jnp.where(found > -jnp.inf, v, 0)))
+        return jnp.sum(guarded())
+    try:
+        found, pull = jax.vjp(function, *sources)
+        found = jax.lax.stop_gradient(jnp.where(jnp.isnan(found), -jnp.inf, found))
+        fold, shape = whole(found)
+        summary = objective.summarize(fold, shape)
+        value = jax.lax.stop_gradient(jnp.sum(objective.value(summary)))
+        v, _ = objective.coefficients(summary, found, 0)
+        gradient = pull(jax.lax.stop_gradient(jnp.where(found > -jnp.inf, v, 0)))
+    except ValueError:  # a loop that only forward mode can differentiate
+        return jnp.sum(guarded())
     gradient = jax.lax.stop_gradient(gradient)
     is_finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in gradient]))
     terms = [
