@@ -169,8 +169,9 @@ def test_what_does_not_depend_on_a_discrete_latent_has_the_papers_path():
     _, _, prior, _, _ = Bound(4)._read(jax.random.key(0), params, local, local_guide, (DATA,), {})
     assert prior.free == ("h",)
     naive, mixed = (draws(**options)(jax.random.key(0)) for options in ({}, PAPERS))
-    assert naive["noise"] == mixed["noise"]  # as part of the sum it stays naive
-    assert naive["width"] != mixed["width"]
+    # As part of the sum it stays naive, up to rounding: the naive gradient comes from a live run.
+    assert jnp.allclose(naive["noise"], mixed["noise"], rtol=1e-5)
+    assert not jnp.allclose(naive["width"], mixed["width"], rtol=1e-2)
 
 
 @pytest.mark.slow

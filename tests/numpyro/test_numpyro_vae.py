@@ -66,7 +66,12 @@ def test_it_trains_as_the_vae_of_this_library_does(monkeypatch):
         vae = eqx.combine(self.params["vae$params"], rest)
         return vae.posterior(IMAGES).sample(key, sample_shape)
 
+    def same_samples_weighed(self, key, sample_shape):
+        z = self.sample(key, sample_shape)
+        return z, self.log_prob(z)
+
     monkeypatch.setattr(programs.Guide, "sample", same_samples)
+    monkeypatch.setattr(programs.Guide, "sample_and_log_prob", same_samples_weighed)
 
     def by_numpyro(leaves, key):
         return objective.loss(key, {"vae$params": leaves}, model, guide, IMAGES)
