@@ -162,8 +162,8 @@ def page(content):
             "## In PyTorch, relative to the fastest step by hand",
             "",
             "Ours in eager mode, and around networks that are compiled; by hand the naive gradient"
-            " and DReGs by a hook, eager and by `torch.compile`. Medians of the ratio of interleaved"
-            " rounds, with standard errors from their quartiles.",
+            " and DReGs by a hook, eager and by `torch.compile`. Medians of the ratio of"
+            " interleaved rounds, with standard errors from their quartiles.",
             "",
             markdown_table(
                 ("", "implementation", "time", "MB", "the fastest by hand", "its MB"),
