@@ -3,6 +3,7 @@
 import numpy as np
 from implementations import ALSO_OURS, BATCH, IMPLEMENTATIONS, OURS, PYTORCH_BY_HAND
 
+from gdregs.papers.measures.measure import error_of_median
 from gdregs.vae.show.markdown import markdown_table
 
 
@@ -66,8 +67,8 @@ def pytorch_rows(cells):
             times, best = (np.array(results[one]["seconds"]) for one in (name, fastest))
             ratios = times / best
             low, high = np.quantile(ratios, [0.25, 0.75])
-            # Of a median of normal numbers; a single round that something disturbed is no matter.
-            error = 1.25 * (high - low) / 1.35 / len(ratios) ** 0.5
+            # A single round that something disturbed is no matter.
+            error = error_of_median(low, high, len(ratios))
             rows.append(
                 (
                     "L = {num_layers}, K = {num_samples}".format(**cell),

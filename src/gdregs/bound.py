@@ -33,13 +33,12 @@ from gdregs.reexpression.reparameterized import has_moving_support, is_reparamet
 from gdregs.shared.checks import check_objective, positive_integer
 from gdregs.shared.graphs import check_mix
 from gdregs.shared.tables import (
-    POSTERIOR_ESTIMATORS,
-    PRIOR_ESTIMATORS,
     PosteriorEstimator,
     PosteriorMix,
     PriorEstimator,
     find_posterior_estimator,
     find_prior_estimator,
+    is_naive,
 )
 
 
@@ -221,10 +220,7 @@ def evaluate(
         )
     is_graph = gate_by_latent.dispatch(type(prior)) is not gate_by_latent.dispatch(object)
     check_mix(prior_row.mix, prior, is_graph=is_graph, graphs="gdregs.Hierarchy or TopDown")
-    is_naive = (
-        posterior_row is POSTERIOR_ESTIMATORS["naive"] and prior_row is PRIOR_ESTIMATORS["naive"]
-    )
-    refuse_inside(is_naive=is_naive)
+    refuse_inside(is_naive=is_naive(posterior_row, prior_row))
     if callable(likelihood):
         is_linear = isinstance(objective, ELBO) or num_samples == 1
         is_whole = settings.num_gradient_samples is None and settings.chunk_size is None

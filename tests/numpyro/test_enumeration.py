@@ -11,6 +11,7 @@ from numpyro.contrib.control_flow import scan
 from numpyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, autoguide
 
 import gdregs
+from gdregs.numpyro import bound
 from gdregs.numpyro.bound import Bound
 
 PAPERS = {"posterior_estimator": "dregs", "prior_estimator": "gdregs"}
@@ -164,14 +165,14 @@ def draws(**options):
 
 
 @pytest.mark.slow
-def test_what_does_not_depend_on_a_discrete_latent_has_the_papers_path():
+def test_what_does_not_depend_on_a_discrete_latent_has_the_papers_path(monkeypatch):
+    monkeypatch.setattr(bound, "pays", lambda *parts: False)  # both the same way, to the last bit
     params = {name: jnp.asarray(value) for name, value in PARAMS.items()}
     _, _, prior, _, _ = Bound(4)._read(jax.random.key(0), params, local, local_guide, (DATA,), {})
     assert prior.free == ("h",)
     naive, mixed = (draws(**options)(jax.random.key(0)) for options in ({}, PAPERS))
-    # As part of the sum it stays naive, up to rounding: the naive gradient comes from a live run.
-    assert jnp.allclose(naive["noise"], mixed["noise"], rtol=1e-5)
-    assert not jnp.allclose(naive["width"], mixed["width"], rtol=1e-2)
+    assert naive["noise"] == mixed["noise"]  # as part of the sum it stays naive
+    assert naive["width"] != mixed["width"]
 
 
 @pytest.mark.slow

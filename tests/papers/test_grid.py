@@ -78,13 +78,13 @@ def test_one_cell_of_each_task_is_repeated_with_the_resampled_backward_pass():
 def test_every_row_of_the_tables_has_a_learned_mix():
     for name in ("table1", "table2"):
         grid = GRIDS[name]
-        assert {cell.pair for cell in grid.beyond} == {"dregs+gdregs-mix"}
-        assert sorted(c.task for c in grid.beyond) == sorted({c.task for c in grid.cells})
+        assert {cell.pair for cell in grid.mixes} == {"dregs+gdregs-mix"}
+        assert sorted(c.task for c in grid.mixes) == sorted({c.task for c in grid.cells})
 
 
 def test_names_tell_all_cells_and_scales_apart():
     cells = {
-        cell for grid in GRIDS.values() for cell in (*grid.cells, *grid.resampled, *grid.beyond)
+        cell for grid in GRIDS.values() for cell in (*grid.cells, *grid.resampled, *grid.mixes)
     }
     scaled = {shrink(cell, Scale(3, 2, 640), 60_000, 10_000) for cell in cells}
     other = {shrink(cell, Scale(None, 5, None, 4, "glorot"), 60_000, 10_000) for cell in cells}

@@ -85,7 +85,7 @@ def test_a_reversed_order_disagrees_and_a_small_difference_is_undecided():
 
 def test_the_learned_mix_is_compared_with_both_that_it_mixes():
     cells = row_of_table_1({})
-    mix = next(cell for cell in GRIDS["table1"].beyond if cell.task == cells[0].config.task)
+    mix = next(cell for cell in GRIDS["table1"].mixes if cell.task == cells[0].config.task)
     best = next(cell for cell in cells if cell.pair == "dregs+gdregs")
     gained = best.finals("test_bound") + np.array([0.3, 0.31, 0.29, 0.3, 0.3])[: len(best.seeds)]
     found = compare("table1", [*cells, make_cell(mix, list(gained))])

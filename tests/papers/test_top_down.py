@@ -48,8 +48,7 @@ def test_indirect_scores_as_paths_are_unbiased(parameters):
     draw = top_down.draw_by(4)
 
     def difference(key):
-        found = draw(key, parameters)["difference"]
-        return jnp.concatenate([found["loc2"], found["log_scale2"]])
+        return draw(key, parameters)["difference"]
 
     assert np.max(np.abs(z_scores(difference))) < 3.5
 
@@ -71,10 +70,9 @@ def test_no_gradient_at_the_exact_posterior(float64):
         "slope1": jnp.full(1, 0.5), "loc1": x / 2, "log_scale1": jnp.full(1, 0.5 * np.log(1 / 2)),
     }  # fmt: skip
     draws = top_down.draw_by(5)(jax.random.key(1), (phi, theta, x))
-    for leaf in jax.tree.leaves(draws["DReGs"]):
-        assert abs(leaf) < 1e-12
+    assert np.max(np.abs(draws["DReGs"])) < 1e-12
     # A path through p and one through q do not cancel draw by draw, as DReGs' terms do.
-    assert any(abs(leaf) > 1e-3 for leaf in jax.tree.leaves(draws["reparameterized"]))
+    assert np.max(np.abs(draws["reparameterized"])) > 1e-3
 
 
 def test_the_lowest_layer_has_the_optimal_mix_of_two_gaussians(float64):
@@ -82,8 +80,8 @@ def test_the_lowest_layer_has_the_optimal_mix_of_two_gaussians(float64):
     draw_mix = jax.jit(top_down.draw_mix)
     for number in range(5):
         draw = draw_mix(jax.random.key(number), parameters)
-        np.testing.assert_allclose(draw["apart"]["z1"], 0, atol=1e-12)
-        assert np.max(np.abs(draw["naive"]["z1"] - draw["mix"]["z1"])) > 1e-2
+        np.testing.assert_allclose(draw["z1"]["apart"], 0, atol=1e-12)
+        assert np.max(np.abs(draw["z1"]["naive"] - draw["z1"]["mix"])) > 1e-2
 
 
 @pytest.mark.slow

@@ -17,19 +17,25 @@ from numpyro.util import not_jax_tracer
 from gdregs.bound import Settings, evaluate
 from gdregs.numpyro.enumeration import sum_out_discrete
 from gdregs.numpyro.live import pays, sum_of_bounds
-from gdregs.numpyro.programs import Guide, Layout, Model, is_enumerated, latents, observed
-from gdregs.numpyro.reading import check_sites, find_inverses, of_type, run_once, samples
+from gdregs.numpyro.programs import (
+    Guide,
+    Layout,
+    Model,
+    is_enumerated,
+    latents,
+    observed,
+    sample_sites,
+)
+from gdregs.numpyro.reading import (
+    check_sites,
+    find_inverses,
+    trace_program,
+    values_of_type,
+)
 from gdregs.objectives import ELBO, IWAE, Objective
 from gdregs.reexpression.paths import once_differentiable
 from gdregs.shared.checks import positive_integer
-from gdregs.shared.tables import (
-    AUTO,
-    POSTERIOR_ESTIMATORS,
-    PRIOR_ESTIMATORS,
-    find_posterior_estimator,
-    find_prior_estimator,
-    is_auto,
-)
+from gdregs.shared.tables import AUTO, is_auto, is_naive
 
 
 class ScaledLatents(Objective):
@@ -222,8 +228,7 @@ class Bound(elbo.ELBO):
         """Whether it takes the naive gradient of all particles at once along the sampler."""
         settings, kept = self.settings, self.settings.num_gradient_samples
         return (
-            find_posterior_estimator(settings.posterior_estimator) is POSTERIOR_ESTIMATORS["naive"]
-            and find_prior_estimator(settings.prior_estimator) is PRIOR_ESTIMATORS["naive"]
+            self._is_naive
             and isinstance(settings.objective, Objective)
             and settings.chunk_size is None
             and (kept is None or (isinstance(kept, int) and kept >= self.num_particles))
@@ -252,25 +257,25 @@ class Bound(elbo.ELBO):
             handlers.seed(program, jax.random.fold_in(plate_key, i), _OWN_TYPES)
             for i, program in enumerate((model, guide))
         )
-        guide_trace = run_once(handlers.seed(guide, guide_key), param_map, args, kwargs)
-        state = {**param_map, **of_type("mutable", guide_trace)}
+        guide_trace = trace_program(handlers.seed(guide, guide_key), param_map, args, kwargs)
+        state = {**param_map, **values_of_type("mutable", guide_trace)}
         replayed = handlers.replay(handlers.seed(model, model_key), guide_trace)
-        model_trace = run_once(replayed, state, args, kwargs)
-        mutable = {**of_type("mutable", guide_trace), **of_type("mutable", model_trace)}
+        model_trace = trace_program(replayed, state, args, kwargs)
+        mutable = values_of_type("mutable", guide_trace, model_trace)
+        plates = values_of_type("plate", guide_trace, model_trace)
         check_sites(model_trace, guide_trace)
         layout = self._layout(model_trace, guide_trace)
-        plates = {**of_type("plate", guide_trace), **of_type("plate", model_trace)}
-        inverses = find_inverses(automatic, samples(model_trace), samples(guide_trace))
+        inverses = find_inverses(automatic, sample_sites(model_trace), sample_sites(guide_trace))
         self._check_factors(guide_trace)
         posterior = Guide(guide, layout, param_map, plates, (args, kwargs))
-        drawn = tuple(latents(samples(guide_trace)))
+        drawn = tuple(latents(sample_sites(guide_trace)))
         is_subsampled = any(
             site["type"] == "plate" and len(site["value"]) < site["args"][0]
             for trace in (guide_trace, model_trace)
             for site in trace.values()
         )
         parts = (layout, param_map, plates, (args, kwargs), inverses, drawn, is_subsampled)
-        if any(map(is_enumerated, samples(model_trace).values())):
+        if any(map(is_enumerated, sample_sites(model_trace).values())):
             prior = sum_out_discrete(model, parts, model_trace, guide_trace)
         else:
             prior = Model(model, *parts)
@@ -284,13 +289,11 @@ class Bound(elbo.ELBO):
 
     @property
     def _is_naive(self) -> bool:
-        settings = self.settings
-        estimators = (settings.posterior_estimator, settings.prior_estimator)
-        return all(name in ("naive", AUTO) for name in estimators)
+        return is_naive(self.settings.posterior_estimator, self.settings.prior_estimator)
 
     def _check_factors(self, guide_trace: Any) -> None:
         """A guide that adds factors does not draw from what it says is its density."""
-        factors = sorted(observed(samples(guide_trace)))
+        factors = sorted(observed(sample_sites(guide_trace)))
         if factors and not self._is_naive:
             raise ValueError(
                 f"The guide adds the factor {factors[0]!r} to its density, so that its latents are"
@@ -304,7 +307,7 @@ class Bound(elbo.ELBO):
         scales = [
             (name, 1.0 if site["scale"] is None else site["scale"])
             for trace in (model_trace, guide_trace)
-            for name, site in latents(samples(trace)).items()
+            for name, site in latents(sample_sites(trace)).items()
         ]
         first = scales[0][1] if scales else layout.scale
         for _, scale in scales:
@@ -321,11 +324,11 @@ class Bound(elbo.ELBO):
 
     def _layout(self, model_trace: Any, guide_trace: Any) -> Layout:
         """The plates that enclose every site of both, and the sites' event axes."""
-        sites = {**samples(guide_trace), **samples(model_trace)}
+        sites = {**sample_sites(guide_trace), **sample_sites(model_trace)}
         stacks = [
             {(frame.name, frame.dim, frame.size) for frame in site["cond_indep_stack"]}
             for trace in (model_trace, guide_trace)
-            for site in samples(trace).values()
+            for site in sample_sites(trace).values()
         ]
         enclosing = set.intersection(*stacks) if stacks else set()
         scales = {}

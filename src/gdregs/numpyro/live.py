@@ -8,38 +8,27 @@ there is nothing to be guarded.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, PRNGKeyArray
-from numpyro import handlers
 
 from gdregs.evaluation.streams import whole
 from gdregs.numpyro.enumeration import EnumeratedModel
-from gdregs.numpyro.programs import Guide, Model, latents, unwrapped
+from gdregs.numpyro.programs import Guide, Model
 from gdregs.objectives import Objective
 from gdregs.reexpression.paths import with_path
+from gdregs.reexpression.reparameterized import is_reparameterized
 from gdregs.reexpression.support import move_into_support
 
 
 def pays(posterior: Guide, prior: Model, key: PRNGKeyArray) -> bool:
-    """Whether it is cheaper to follow the sampler than to compute its path back from the samples.
-
-    The sampler must be one that can be differentiated.
-    """
-    fns: list[Any] = []
-
-    def draw(key):
-        fns.extend(
-            site["fn"] for site in latents(posterior.run(handlers.seed(rng_seed=key))).values()
-        )
-
-    jax.eval_shape(draw, key)
-    fns = [unwrapped(fn) for fn in fns]
-    gains = isinstance(prior, EnumeratedModel) or any(isinstance(fn, _COSTLY) for fn in fns)
-    return gains and all(isinstance(fn, dist.Delta) or fn.has_rsample for fn in fns)
+    """Whether the sampler can be differentiated, and is cheaper than a path from its samples."""
+    is_costly = isinstance(prior, EnumeratedModel) or any(
+        isinstance(fn, _COSTLY) for fn in posterior.families(key)
+    )
+    return is_costly and is_reparameterized(posterior, key, 1)
 
 
 _COSTLY = (dist.TransformedDistribution, dist.LowRankMultivariateNormal)

@@ -57,10 +57,10 @@ class Layout(NamedTuple):
         """The log-densities of sites, summed over all but the enclosing plates."""
         total = jnp.zeros(())
         for site in sites:
-            # Of a value that was drawn just now: a flow is not inverted.
-            drawn = [site["intermediates"]] if site.get("intermediates") else []
+            # Known of a value that was drawn just now: a flow is not inverted.
+            known = [site["intermediates"]] if site.get("intermediates") else []
             try:
-                log_prob = site["fn"].log_prob(site["value"], *drawn)
+                log_prob = site["fn"].log_prob(site["value"], *known)
             except NotImplementedError as error:
                 raise ValueError(
                     f"Site {site['name']!r}: the density of its {type(site['fn']).__name__} is"
@@ -93,8 +93,7 @@ class Program(eqx.Module):
         """Run the program for one particle under a handler; returns its sample sites."""
         args, kwargs = self.arguments
         handler.fn = handlers.substitute(self.function, data={**self.params, **self.plates})
-        trace = handlers.trace(handler).get_trace(*args, **kwargs)
-        return {name: site for name, site in trace.items() if site["type"] == "sample"}
+        return sample_sites(handlers.trace(handler).get_trace(*args, **kwargs))
 
 
 class Guide(Program):
@@ -102,26 +101,35 @@ class Guide(Program):
 
     def sample(self, key: PRNGKeyArray, sample_shape: tuple[int]) -> Values:
         """Draw particles; keys are split as numpyro's own objectives split them."""
-
-        def draw(key):
-            _, guide_key = jax.random.split(key)
-            sites = self.run(handlers.seed(rng_seed=guide_key))
-            return self.layout.to_front({name: s["value"] for name, s in latents(sites).items()})
-
-        return jax.vmap(draw)(jax.random.split(key, sample_shape))
+        return jax.vmap(lambda key: self._draw(key)[0])(jax.random.split(key, sample_shape))
 
     def sample_and_log_prob(self, key: PRNGKeyArray, sample_shape: tuple[int]) -> Any:
         """The same particles with their log-density, from one run."""
 
         def draw(key):
-            _, guide_key = jax.random.split(key)
-            sites = self.run(handlers.seed(rng_seed=guide_key))
-            values = {name: site["value"] for name, site in latents(sites).items()}
-            z = self.layout.to_front(values)
+            z, sites = self._draw(key)
             batch = next(iter(z.values())).shape[: len(self.layout.dims)]
             return z, jnp.broadcast_to(self.layout.add_up(list(sites.values())), batch)
 
         return jax.vmap(draw)(jax.random.split(key, sample_shape))
+
+    def _draw(self, key: PRNGKeyArray) -> tuple[Values, Sites]:
+        """One particle, and the sites that it was drawn at."""
+        _, guide_key = jax.random.split(key)
+        sites = self.run(handlers.seed(rng_seed=guide_key))
+        values = {name: site["value"] for name, site in latents(sites).items()}
+        return self.layout.to_front(values), sites
+
+    def families(self, key: PRNGKeyArray) -> list[Any]:
+        """The distributions of all latents, without what only changes their shape."""
+        found: list[Any] = []
+
+        def draw(key):
+            sites = latents(self._draw(key)[1])
+            found.extend(unwrapped(site["fn"]) for site in sites.values())
+
+        jax.eval_shape(draw, key)
+        return found
 
     def log_prob(self, z: Values) -> Array:
         """The guide's log-density; what it computes from other sites (`Delta`) it computes anew."""
@@ -202,14 +210,7 @@ def _(model: Model, z: Values) -> tuple[Values, Array]:
 def _(guide: Guide, key: PRNGKeyArray, num_samples: int) -> bool:
     """Whether numpyro can differentiate the sampler of every site."""
     del num_samples
-    answers = []
-
-    def draw(key):
-        sites = latents(guide.run(handlers.seed(rng_seed=key)))
-        answers.extend(is_delta(site["fn"]) or site["fn"].has_rsample for site in sites.values())
-
-    jax.eval_shape(draw, key)
-    return all(answers)
+    return all(isinstance(fn, dist.Delta) or fn.has_rsample for fn in guide.families(key))
 
 
 @reexpress.register(Guide)
@@ -314,6 +315,11 @@ class AtSites(Messenger):
             return None
         value = self.at(msg["fn"], choose(self.z[msg["name"]]), msg["name"])
         return msg["fn"](rng_key=jax.random.key(0)) if value is None else value  # a Delta: its own
+
+
+def sample_sites(trace: Any) -> Sites:
+    """All sites of a trace that are drawn or observed."""
+    return {name: site for name, site in trace.items() if site["type"] == "sample"}
 
 
 def latents(sites: Sites) -> Sites:

@@ -10,33 +10,29 @@ from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 from numpyro.infer import autoguide
 
-from gdregs.numpyro.programs import Sites, is_delta, is_enumerated, latents
+from gdregs.numpyro.programs import Sites, is_delta, is_enumerated, latents, sample_sites
 
 
-def run_once(program: Any, data: Any, args: Any, kwargs: Any) -> Any:
+def trace_program(program: Any, data: Any, args: Any, kwargs: Any) -> Any:
     """A program's trace at given values."""
     return handlers.trace(handlers.substitute(program, data=data)).get_trace(*args, **kwargs)
 
 
-def of_type(kind: str, trace: Any) -> dict[str, Any]:
-    """The values of all sites of a type."""
-    return {name: site["value"] for name, site in trace.items() if site["type"] == kind}
-
-
-def samples(trace: Any) -> Sites:
-    """All sites that are drawn or observed."""
-    return {name: site for name, site in trace.items() if site["type"] == "sample"}
+def values_of_type(kind: str, *traces: Any) -> dict[str, Any]:
+    """The values of all sites of a type, of the last trace that has them."""
+    sites = {name: site for trace in traces for name, site in trace.items()}
+    return {name: site["value"] for name, site in sites.items() if site["type"] == kind}
 
 
 def check_sites(model_trace: Any, guide_trace: Any) -> None:
     """Every latent is drawn by the guide, is continuous, and has the shape that the model says."""
-    for name, site in samples(guide_trace).items():
+    for name, site in sample_sites(guide_trace).items():
         if is_enumerated(site):
             raise ValueError(
                 f"The guide enumerates site {name!r}: leave it out of the guide, and enumerate it"
                 f" in the model, which sums it out."
             )
-    drawn, needed = latents(samples(guide_trace)), latents(samples(model_trace))
+    drawn, needed = latents(sample_sites(guide_trace)), latents(sample_sites(model_trace))
     auxiliary = {name for name, site in drawn.items() if site["infer"].get("is_auxiliary")}
     for name in needed:
         if needed[name]["fn"].is_discrete:

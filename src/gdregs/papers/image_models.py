@@ -107,8 +107,8 @@ def reproduce_images(
     _check_scale(scale)
     grid = find_grid(name)
     again = grid.resampled if scale.gradient_samples is None else ()
-    beyond = only.choose(grid.beyond) if only.pairs else ()
-    originals = (*only.choose(grid.cells), *beyond), only.choose(again)
+    mixes = only.choose(grid.mixes) if only.pairs else ()
+    originals = (*only.choose(grid.cells), *mixes), only.choose(again)
     if not any(originals):
         raise UserError(f"{name} has no such cells; {_describe_choice(grid)}.")
     _check_folder(folder, name)
@@ -151,7 +151,7 @@ def _check_scale(scale: Scale) -> None:
 def _describe_choice(grid: Grid) -> str:
     datasets = dict.fromkeys(cell.dataset for cell in grid.cells)
     layers = sorted({cell.num_layers for cell in grid.cells})
-    pairs = dict.fromkeys(cell.pair for cell in (*grid.cells, *grid.beyond))
+    pairs = dict.fromkeys(cell.pair for cell in (*grid.cells, *grid.mixes))
     tasks = dict.fromkeys(cell.task for cell in grid.cells)
     return (
         f"it has --datasets {' '.join(datasets)}, --layers {' '.join(map(str, layers))},"

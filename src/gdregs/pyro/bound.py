@@ -19,11 +19,10 @@ from gdregs.shared.graphs import check_mix
 from gdregs.shared.learning import WORTH
 from gdregs.shared.tables import (
     AUTO,
-    POSTERIOR_ESTIMATORS,
-    PRIOR_ESTIMATORS,
     find_posterior_estimator,
     find_prior_estimator,
     is_auto,
+    is_naive,
 )
 from gdregs.torch import weights
 from gdregs.torch.auto import Auto
@@ -249,15 +248,10 @@ class Bound(elbo.ELBO):
                 for _ in range(self.num_particles)
             ]
             return torch.stack(losses).mean()
-        is_naive = posterior_row.density == 1 and prior_row.density == 1
+        all_naive = is_naive(posterior_row, prior_row)
         kept = min(self.num_gradient_samples or self.num_particles, self.num_particles)
-        is_live = (
-            torch.is_grad_enabled()
-            and kept == self.num_particles
-            and posterior_row == POSTERIOR_ESTIMATORS["naive"]
-            and prior_row == PRIOR_ESTIMATORS["naive"]
-        )
-        look = _Look(self, model, guide, (args, kwargs), is_naive)
+        is_live = torch.is_grad_enabled() and kept == self.num_particles and all_naive
+        look = _Look(self, model, guide, (args, kwargs), all_naive)
         z, log_weights = look.all(is_live=is_live)
         scale = look.model.layout.scale
         if z is None:

@@ -46,16 +46,14 @@ import gdregs
 from gdregs.identities import negative_cross_entropy
 from gdregs.papers.measures import claims, figures
 from gdregs.papers.measures.claims import Claim
-from gdregs.papers.measures.curves import table
-from gdregs.papers.measures.measure import Measured, Moments, compile_measurement, jackknife
+from gdregs.papers.measures.curves import largest_z_score, table, variance_ratio
+from gdregs.papers.measures.measure import Measured, Moments, compile_measurement
 from gdregs.papers.measures.results import Result
 from gdregs.shared.statistics import largest_by_chance
 
 TITLE = "Linear VAE with a top-down posterior"
 FIGURES = ("top-down",)
 
-ESTIMATORS = ("naive", "DReGs", "reparameterized")
-"""Of the gradient by the parameters of q(z2); the last one is that of App. C.4."""
 Parameters = dict[str, Array]
 
 
@@ -192,8 +190,7 @@ def draw_by(size: int) -> Callable[[PRNGKeyArray, Any], Any]:
                     posterior_estimator=estimator, prior_estimator="naive",
                 )  # fmt: skip
 
-            found = jax.grad(value)(phi)
-            return {name: found[name] for name in ("loc2", "log_scale2")}
+            return _flat(jax.grad(value)(phi))
 
         z = make_parts(phi, theta, x)[0].sample(key, (size,))
         noise = {
@@ -203,16 +200,23 @@ def draw_by(size: int) -> Callable[[PRNGKeyArray, Any], Any]:
         draws = {
             "naive": gradient("naive"),
             "DReGs": gradient("dregs"),
-            "reparameterized": reparameterized_scores(phi, theta, x, noise),
+            "reparameterized": _flat(reparameterized_scores(phi, theta, x, noise)),
         }
-        difference = jax.tree.map(lambda a, b: a - b, draws["reparameterized"], draws["DReGs"])
-        return {**draws, "difference": difference}
+        return {**draws, "difference": draws["reparameterized"] - draws["DReGs"]}
 
     return draw
 
 
+def _flat(gradient: Parameters) -> Array:
+    """The part by the parameters of q(z2)."""
+    return jnp.concatenate([gradient["loc2"], gradient["log_scale2"]])
+
+
 def draw_mix(key: PRNGKeyArray, parameters: Any) -> Any:
-    """By layer, gradients of the cross-entropy by the means of the prior, and what z2 decides."""
+    """By layer, gradients of the cross-entropy by the means of the prior.
+
+    `apart` is what the mix of the lowest layer has beyond a function of z2.
+    """
     phi, theta, x = parameters
     best = {
         "z1": jnp.mean(jnp.exp(2 * phi["log_scale1"])),  # (H.15); the prior's scales are 1
@@ -232,13 +236,16 @@ def draw_mix(key: PRNGKeyArray, parameters: Any) -> Any:
         return {"z1": found["loc1"], "z2": found["loc2"]}
 
     of_z2 = phi["loc1"] + phi["slope1"] * z2 - theta["loc1"] - theta["slope1"] * z2
-    mix = gradient(best)
-    return {
+    estimators = {
         "naive": gradient({"z1": jnp.zeros(()), "z2": jnp.zeros(())}),
         "GDReGs": gradient({"z1": jnp.ones(()), "z2": jnp.ones(())}),
-        "mix": mix,
-        "apart": {"z1": mix["z1"] - of_z2},
+        "mix": gradient(best),
     }
+    layers = {
+        layer: {name: found[layer] for name, found in estimators.items()} for layer in ("z1", "z2")
+    }
+    layers["z1"]["apart"] = layers["z1"]["mix"] - of_z2
+    return layers
 
 
 def run(settings: Settings, progress: Callable[[int], Any] = lambda cost: None) -> Result:
@@ -253,62 +260,39 @@ def run(settings: Settings, progress: Callable[[int], Any] = lambda cost: None) 
         found[size] = measurement.run(key, parameters, settings.num_groups, progress, size)
     mixing = compile_measurement(draw_mix, num_draws=settings.num_draws, chunk_size=1000)
     mixed = mixing.run(jax.random.fold_in(key, 2), parameters, settings.num_groups, progress)
-    ratios = {
-        name: {size: _ratio(moments, name, "naive") for size, moments in found.items()}
-        for name in ("DReGs", "reparameterized")
-    }
-    against = {size: _ratio(m, "reparameterized", "DReGs") for size, m in found.items()}
+    ratios = {name: variance_ratio(found, name, "naive") for name in ("DReGs", "reparameterized")}
+    against = variance_ratio(found, "reparameterized", "DReGs")
+    mixes = {layer: mix_ratio(mixed, layer) for layer in ("z1", "z2")}
     numbers = {
         "draws": settings.num_groups * settings.num_draws,
-        "variance_over_naive": {name: table(values) for name, values in ratios.items()},
+        "variance_over_naive": table(ratios),
         "reparameterized_over_dregs": table(against),
-        "mix_over_better": {layer: _mix_ratio(mixed, layer)._asdict() for layer in ("z1", "z2")},
+        "mix_over_better": table(mixes),
     }
-    judged = judge(found, mixed, against)
+    judged = judge(found, mixed, against, mixes)
     return Result(settings, numbers, judged, {"top-down": plot(ratios)})
 
 
-def _total(tree: Any, chosen: Any) -> float:
-    return float(sum(np.sum(leaf[chosen].mean(0)) for leaf in jax.tree.leaves(tree)))
-
-
-def _ratio(moments: Moments, one: str, other: str) -> Measured:
-    variance, count = moments.variance, len(jax.tree.leaves(moments.mean)[0])
-    return jackknife(
-        lambda chosen: _total(variance[one], chosen) / _total(variance[other], chosen), count
-    )
-
-
-def _mix_ratio(moments: Moments, layer: str) -> Measured:
+def mix_ratio(moments: Moments, layer: str) -> Measured:
     """The variance of the mix over that of the better of the two."""
-    variance, count = moments.variance, len(jax.tree.leaves(moments.mean)[0])
 
-    def ratio(chosen):
-        better = min(_total(variance[name][layer], chosen) for name in ("naive", "GDReGs"))
-        return _total(variance["mix"][layer], chosen) / better
+    def over(other):
+        return variance_ratio({1: moments}, "mix", other, pick=lambda tree: tree[layer])[1]
 
-    return jackknife(ratio, count)
+    return max(over("naive"), over("GDReGs"))
 
 
-def _largest_z(moments: Moments, name: str) -> tuple[float, int]:
-    """Of the mean of something whose expectation is 0: the largest z-score, and of how many."""
-    scores = []
-    for mean, variance in zip(
-        jax.tree.leaves(moments.mean[name]), jax.tree.leaves(moments.variance[name]), strict=True
-    ):
-        draws = mean.shape[0] * moments.num_draws
-        error = np.sqrt((variance.mean(0) + mean.var(0)) / draws)
-        scores.append((np.abs(mean.mean(0)) / np.maximum(error, 1e-12)).ravel())
-    flat = np.concatenate(scores)
-    return float(flat.max()), flat.size
-
-
-def judge(found: dict[int, Moments], mixed: Moments, against: dict[int, Measured]) -> list[Claim]:
+def judge(
+    found: dict[int, Moments],
+    mixed: Moments,
+    against: dict[int, Measured],
+    mixes: dict[str, Measured],
+) -> list[Claim]:
     """App. C.4 and H.2."""
-    largest = [_largest_z(moments, "difference") for size, moments in found.items() if size > 1]
+    several = {size: moments for size, moments in found.items() if size > 1}
+    count = sum(moments.mean["difference"].shape[-1] for moments in several.values())
     most = max(against, key=lambda size: against[size].value)
-    apart = max(float(np.max(np.abs(leaf))) for leaf in jax.tree.leaves(mixed.variance["apart"]))
-    naive = float(np.mean(mixed.variance["naive"]["z1"]))
+    lowest = mixed.variance["z1"]
     ranges = ", ".join(f"K = {size}: {value}" for size, value in against.items())
     return [
         claims.no_outlier(
@@ -316,8 +300,8 @@ def judge(found: dict[int, Moments], mixed: Moments, against: dict[int, Measured
             "Where posterior and prior are both top-down, the indirect scores can be doubly"
             " reparameterized: the gradient by q(z2) stays unbiased.",
             "largest mean difference from DReGs:",
-            max(value for value, _ in largest),
-            largest_by_chance(sum(count for _, count in largest)),
+            largest_z_score(several, "difference"),
+            largest_by_chance(count),
         ),
         claims.at_most(
             "App. C.4",
@@ -333,11 +317,11 @@ def judge(found: dict[int, Moments], mixed: Moments, against: dict[int, Measured
             "In the lowest layer the optimal mix of two Gaussians holds: given the layer above, the"
             " gradient by the mean has no variance left.",
             "variance of its distance from a function of z2, over the naive variance:",
-            Measured(apart / naive, 0.0),
+            Measured(float(np.max(lowest["apart"]) / np.mean(lowest["naive"])), 0.0),
             1e-9,
-            "With its strength the mix has"
-            f" {_mix_ratio(mixed, 'z1')} of the better variance there (what is left is that of z2),"
-            f" and {_mix_ratio(mixed, 'z2')} in the layer above, where the formula does not hold.",
+            f"With its strength the mix has {mixes['z1']} of the better variance there (what is"
+            f" left is that of z2), and {mixes['z2']} in the layer above, where the formula does"
+            " not hold.",
         ),
     ]
 

@@ -34,14 +34,14 @@ class Grid(NamedTuple):
         title: What the table shows.
         cells: Settings with the backward pass on all K samples, as the papers had it.
         resampled: Cells again, with the resampled backward pass on 8 of 64.
-        beyond: Cells with the learned mix for the prior, which the papers do not have; they are
+        mixes: Cells with the learned mix for the prior, which the papers do not have; they are
             trained where their pair is asked for by name.
     """
 
     title: str
     cells: tuple[Config, ...]
     resampled: tuple[Config, ...]
-    beyond: tuple[Config, ...] = ()
+    mixes: tuple[Config, ...] = ()
 
 
 def with_pair(config: Config, pair: str) -> Config:

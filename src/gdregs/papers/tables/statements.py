@@ -6,13 +6,13 @@ what GDReGs does to the gradients of the *other* parameters, and what it costs.
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gdregs.papers.measures import claims
 from gdregs.papers.measures.claims import Claim
-from gdregs.papers.measures.measure import Measured, of_few
+from gdregs.papers.measures.measure import Measured, error_of_median, of_few
 from gdregs.papers.measures.results import read_result
 
 Contents = Mapping[str, Any]
@@ -77,66 +77,72 @@ def _length(cell: dict[str, Any]) -> tuple[Any, ...]:
     return config["epochs"], config["train_images"], config["gradient_samples"], cell["seeds"]
 
 
+class _Statement(NamedTuple):
+    """That GDReGs changes the variance of the gradient of a group of parameters.
+
+    Attributes:
+        source: Where it stands.
+        text: What it says.
+        group: The parameters.
+        posteriors: With which estimators of the posterior; the largest change is judged.
+        judge: Which side of the limit it should lie on.
+        limit: The ratio of variances.
+    """
+
+    source: str
+    text: str
+    group: str
+    posteriors: tuple[str, ...]
+    judge: Callable[..., Claim]
+    limit: float
+
+
+_STATEMENTS = (
+    _Statement(
+        "App. G",
+        "GDReGs raises the variance of the posterior's gradient where that is naive.",
+        "posterior", ("naive",), claims.at_least, 1.0,
+    ),
+    _Statement(
+        "App. G",
+        "With DReGs it leaves that variance similar or lower.",
+        "posterior", ("dregs",), claims.at_most, SIMILAR,
+    ),
+    _Statement(
+        "App. G",
+        "GDReGs always lowers the variance of the likelihood's gradient slightly.",
+        "likelihood", ("naive", "dregs"), claims.at_most, 1.0,
+    ),
+    _Statement(
+        "Sec. 5.2",
+        "Later in training GDReGs consistently has lower variance where the posterior has DReGs.",
+        "prior", ("dregs",), claims.at_most, 1.0,
+    ),
+)  # fmt: skip
+
+
 def _variances(cells: Cells) -> Iterable[Claim]:
+    """At the end of trainings with GDReGs over those with the naive estimator of the prior."""
     for row in dict.fromkeys(row for row, _ in cells):
-        if not all((row, f"{q}+{p}") in cells for q in ("naive", "dregs") for p in _PRIORS):
+        pairs = [(row, f"{q}+{p}") for q in ("naive", "dregs") for p in ("gdregs", "naive")]
+        if not set(pairs) <= set(cells):
             continue
 
         def change(group: str, posterior: str, row: str = row) -> Measured:
-            """GDReGs' variance over that of the naive estimator, after trainings with each."""
-            new, old = (cells[row, f"{posterior}+{prior}"]["last"] for prior in _PRIORS)
-            return of_few(np.array(new[f"variance.{group}"]) / np.array(old[f"variance.{group}"]))
+            new, old = (
+                np.array(cells[row, f"{posterior}+{prior}"]["last"][f"variance.{group}"])
+                for prior in ("gdregs", "naive")
+            )
+            return of_few(new / old)
 
-        yield from (make(row, change) for make in _STATEMENTS)
-
-
-_PRIORS = ("gdregs", "naive")
-
-
-def _raises_posterior(row: str, change: Callable[..., Measured]) -> Claim:
-    return claims.at_least(
-        "App. G",
-        f"GDReGs raises the variance of the posterior's gradient where that is naive. ({row})",
-        "ratio at the end:",
-        change("posterior", "naive"),
-        1.0,
-    )
-
-
-def _keeps_posterior(row: str, change: Callable[..., Measured]) -> Claim:
-    return claims.at_most(
-        "App. G",
-        f"With DReGs it leaves that variance similar or lower. ({row})",
-        "ratio at the end:",
-        change("posterior", "dregs"),
-        SIMILAR,
-    )
-
-
-def _lowers_likelihood(row: str, change: Callable[..., Measured]) -> Claim:
-    return claims.at_most(
-        "App. G",
-        f"GDReGs always lowers the variance of the likelihood's gradient slightly. ({row})",
-        "larger of the ratios with naive and with DReGs:",
-        max(change("likelihood", "naive"), change("likelihood", "dregs")),
-        1.0,
-    )
-
-
-def _lowers_prior(row: str, change: Callable[..., Measured]) -> Claim:
-    naive = change("prior", "naive")
-    return claims.at_most(
-        "Sec. 5.2",
-        f"Later in training GDReGs consistently has lower variance where the posterior has DReGs."
-        f" ({row})",
-        "ratio of the prior's variances at the end:",
-        change("prior", "dregs"),
-        1.0,
-        f"With the naive estimator of the posterior the ratio is {naive}.",
-    )
-
-
-_STATEMENTS = (_raises_posterior, _keeps_posterior, _lowers_likelihood, _lowers_prior)
+        for one in _STATEMENTS:
+            yield one.judge(
+                one.source,
+                f"{one.text} ({row})",
+                f"ratio with {' or '.join(one.posteriors)}:",
+                max(change(one.group, posterior) for posterior in one.posteriors),
+                one.limit,
+            )
 
 
 def _runtime(cost: Contents) -> Iterable[Claim]:
@@ -145,12 +151,11 @@ def _runtime(cost: Contents) -> Iterable[Claim]:
         ratios = [cell["steps"][step]["time_ratio"] for cell in cost["cells"]]
         largest = max(ratios, key=lambda ratio: ratio["median"])
         low, high = largest["quartiles"]
-        error = (high - low) / 1.35 * 1.25 / cost["repeats"] ** 0.5  # of a median of normal draws
         least = min(ratio["median"] for ratio in ratios)
         yield claims.at_most(
             "Sec. 4.1",
             f"A step of DReGs and GDReGs takes less than 10% more time. ({who})",
             f"time of a step over naive, smallest {least:.2f}, largest",
-            Measured(largest["median"], error),
+            Measured(largest["median"], error_of_median(low, high, cost["repeats"])),
             1.1,
         )
