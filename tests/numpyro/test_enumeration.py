@@ -17,6 +17,7 @@ from gdregs.numpyro.bound import Bound
 PAPERS = {"posterior_estimator": "dregs", "prior_estimator": "gdregs"}
 SUMMED = {"enumerate": "parallel"}
 DATA = np.random.default_rng(0).normal(size=12) + np.repeat([-2.0, 0.0, 2.0], 4)
+DATA = DATA.astype(np.float32)  # JAX mixes up programs of float64 data, in and out of enable_x64
 
 
 @pytest.fixture(autouse=True)
