@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import submitit  # noqa: F401  # sets up logging when imported, which must not happen inside a test
 from PIL import Image
@@ -51,6 +52,34 @@ def test_what_is_done_is_skipped_and_what_is_not_continues(capsys, tmp_path):
     (tmp_path / "results" / "digits.json").write_text("{}")
     assert reproduce("--epochs", "1") == 2
     assert (tmp_path / "results" / "digits.json").read_text() == "{}"
+
+
+@pytest.mark.slow
+def test_seeds_are_added_to_a_result_whose_runs_are_gone(capsys, tmp_path):
+    def result(folder):
+        return json.loads((tmp_path / folder / "digits.json").read_text())
+
+    few, more = ["--epochs", "1", "--seeds", "1"], ["--epochs", "1", "--seeds", "2"]
+    assert reproduce(*few, "--out", "added", "--runs", "gone") == 0
+    capsys.readouterr()
+    assert reproduce(*more, "--out", "added", "--runs", "new") == 0
+    out = capsys.readouterr().out
+    assert "Seeds that added/digits.json has are not trained again." in out
+    folder = next((tmp_path / "new").iterdir())
+    assert [group.name for group in folder.iterdir()] == ["seeds1-1"]
+    assert reproduce(*more, "--out", "whole", "--runs", "all") == 0
+    (added,), (whole,) = result("added")["cells"], result("whole")["cells"]
+    assert added["seeds"] == [0, 1]
+    np.testing.assert_allclose(added["last"]["test_bound"], whole["last"]["test_bound"], rtol=1e-4)
+    (origin,) = result("added")["earlier"]
+    assert (origin["seeds"], "--seeds 1" in origin["command"]) == ([0], True)
+    assert result("whole")["earlier"] == []
+    # Images of another number are other images.
+    content = result("added")
+    content["datasets"]["digits"] = [1, 1]
+    (tmp_path / "added" / "digits.json").write_text(json.dumps(content))
+    assert reproduce(*more, "--out", "added", "--runs", "newer") == 0
+    assert "not trained again" not in capsys.readouterr().out
 
 
 @pytest.mark.slow

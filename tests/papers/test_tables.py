@@ -9,17 +9,16 @@ from scipy import stats
 
 from gdregs.papers.grids.grid import GRIDS, Scale, shrink
 from gdregs.papers.image_models import Only, write_results
+from gdregs.papers.tables.cells import cell_from_dict, cell_from_rows, join, mean
 from gdregs.papers.tables.comparisons import (
     AGREES,
     DISAGREES,
     OPEN,
-    Cell,
     compare,
     holm,
-    mean,
     rank_correlation,
 )
-from gdregs.papers.tables.differences import difference_over_training
+from gdregs.papers.tables.differences import difference_over_training, draw_differences
 from gdregs.papers.tables.figures import CURVES, LAYOUTS, draw_cells
 from gdregs.papers.tables.published import published_bound
 
@@ -46,7 +45,7 @@ def make_cell(config, bounds, epochs=LAST):
         ]
         for bound in bounds
     )
-    return Cell(config, tuple(range(len(bounds))), rows)
+    return cell_from_rows(config, range(len(bounds)), rows)
 
 
 def row_of_table_1(shifts):
@@ -164,6 +163,61 @@ def test_the_difference_over_training_is_taken_seed_by_seed():
     assert np.isnan(alone).all()
 
 
+def part(cell, *places):
+    """A cell with only some of its seeds."""
+
+    def only(metrics):
+        return {name: values[list(places)] for name, values in metrics.items()}
+
+    by_seed = only(cell.by_seed)
+    return dataclasses.replace(
+        cell,
+        seeds=tuple(cell.seeds[place] for place in places),
+        last=only(cell.last),
+        curves={name: values.mean(axis=0) for name, values in by_seed.items()},
+        by_seed=by_seed,
+    )
+
+
+def uneven_cell():
+    """Three seeds whose metrics differ by more than a constant."""
+    cell = make_cell(GRIDS["digits"].cells[0], [-20.0, -15.5, -25.25])
+    cell.by_seed["test_bound"][:, 0] += [1.0, 3.0, -2.0]
+    return part(cell, 0, 1, 2)
+
+
+def test_seeds_that_were_added_later_are_as_if_they_had_been_there():
+    whole = uneven_cell()
+    written = json.loads(json.dumps(part(whole, 0, 2).to_dict()))
+    joined = join(cell_from_dict(written), part(whole, 1))
+    assert joined.to_dict() == whole.to_dict()
+    with pytest.raises(ValueError, match="differ in their settings"):
+        join(whole, make_cell(whole.config, [-1.0], epochs=3))
+
+
+def test_an_interval_that_is_known_at_the_end_alone_is_drawn_there():
+    """Results that were written before curves were kept by seed have means over seeds alone."""
+    whole = uneven_cell()
+    old = part(whole, 0, 2).to_dict()
+    del old["by_seed"]
+    joined = join(cell_from_dict(old), part(whole, 1))
+    assert joined.by_seed is None
+    np.testing.assert_allclose(joined.curves["test_bound"], whole.curves["test_bound"])
+    twin = make_cell(GRIDS["digits"].cells[4], [-19.0, -14.0, -22.0])
+    _, centre, width = difference_over_training(twin, joined)
+    _, expected, known = difference_over_training(twin, whole)
+    np.testing.assert_allclose(centre, expected)
+    assert np.isnan(width[:-1]).all()
+    assert width[-1] == pytest.approx(known[-1])
+    assert len(draw_cells([joined], CURVES).axes) == len(CURVES)
+    assert draw_differences([joined, make_cell(dregs_twin(joined.config), [-1.0, -2.0, -4.0])])
+
+
+def dregs_twin(config):
+    """The same cell with DReGs."""
+    return dataclasses.replace(config, posterior_estimator="dregs")
+
+
 def test_mean_of_one():
     assert np.isnan(mean(np.array([1.0])).error)
 
@@ -175,7 +229,9 @@ def test_results_have_a_json_a_figure_and_a_page(tmp_path):
     ]
     measured = [make_cell(c, [-39.0 - i, -39.2 - i]) for i, c in enumerate(cells)]
     twin = make_cell(dataclasses.replace(cells[-1], gradient_samples=8), [-39.0, -39.2])
-    lines = write_results(tmp_path, "table1", "A title", measured, [twin], "Scaled down: a lot.")
+    lines = write_results(
+        tmp_path, "table1", "A title", measured, [twin], "Scaled down: a lot.", {}
+    )
     assert "of 14 comparisons" in lines[0]
     content = json.loads((tmp_path / "table1.json").read_text())
     assert len(content["cells"]) == 12
@@ -188,7 +244,7 @@ def test_results_have_a_json_a_figure_and_a_page(tmp_path):
     ):  # fmt: skip
         assert text in page
     # Another grid joins the page; figures have none of their own on it.
-    write_results(tmp_path, "figures", "Figures", measured, [], "At full scale.")
+    write_results(tmp_path, "figures", "Figures", measured, [], "At full scale.", {})
     assert (tmp_path / "figure6.png").exists()
     assert not (tmp_path / "figure7.png").exists()
     page = (tmp_path / "tables.md").read_text()
@@ -213,9 +269,7 @@ def test_figures_have_a_panel_for_each_task_and_quantity():
 
 def test_a_prior_without_parameters_has_an_empty_panel():
     cell = make_cell(GRIDS["poster"].cells[0], [-90.0, -90.5])
-    for rows in cell.rows:
-        for row in rows:
-            row["variance"] = {**row["variance"], "prior": 0.0}
+    cell.curves["variance.prior"][:] = 0
     figure = draw_cells([cell], CURVES)
     panels = {axes.get_title(): axes for axes in figure.axes}
     assert not panels["variance, prior"].lines

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,13 +43,23 @@ def find_groups(root: Path, config: Config) -> list[Group]:
     return groups
 
 
-def plan_groups(root: Path, config: Config, num_seeds: int, vectorised: bool) -> list[Group]:
-    """Groups that cover seeds 0, ..., `num_seeds` - 1: those that exist, and one for the rest."""
+def plan_groups(
+    root: Path, config: Config, num_seeds: int, vectorised: bool, known: Iterable[int] = ()
+) -> list[Group]:
+    """Groups that cover seeds 0, ..., `num_seeds` - 1: those that exist, and one for the rest.
+
+    Args:
+        root: The folder of all run folders.
+        config: The cell's settings.
+        num_seeds: How many seeds.
+        vectorised: Whether the seeds of a new group train together.
+        known: Seeds that need no new group: an earlier result has them.
+    """
     existing = find_groups(root, config)
     covered = {number for group in existing for number in group.seeds.numbers}
     wanted = set(range(num_seeds))
     groups = [group for group in existing if wanted & set(group.seeds.numbers)]
-    missing = np.array(sorted(wanted - covered), int)
+    missing = np.array(sorted(wanted - covered - set(known)), int)
     for run in np.split(missing, np.flatnonzero(np.diff(missing) > 1) + 1) if missing.size else ():
         numbers = tuple(run.tolist())
         folder = root / cell_name(config) / f"seeds{numbers[0]}-{numbers[-1]}"

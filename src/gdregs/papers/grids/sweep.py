@@ -86,11 +86,23 @@ def scale_cells(
     return scaled, datasets
 
 
-def plan(cells: Iterable[Config], num_seeds: int, where: Where) -> tuple[list[Job], int]:
-    """The jobs that are left to do, and how many are done."""
+def plan(
+    cells: Iterable[Config],
+    num_seeds: int,
+    where: Where,
+    known: Callable[[Config], Iterable[int]] = lambda config: (),
+) -> tuple[list[Job], int]:
+    """The jobs that are left to do, and how many are done.
+
+    Args:
+        cells: The settings.
+        num_seeds: Seeds of each.
+        where: Where the runs are.
+        known: The seeds of a cell that are not to be trained: an earlier result has them.
+    """
     jobs, done = [], 0
     for cell in cells:
-        for group in plan_groups(where.runs, cell, num_seeds, where.vectorised):
+        for group in plan_groups(where.runs, cell, num_seeds, where.vectorised, known(cell)):
             if is_done(group, cell):
                 done += 1
             else:

@@ -8,33 +8,37 @@ from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 from gdregs.papers.measures.figures import COLOURS, new_figure, styled
-from gdregs.papers.tables.comparisons import CONFIDENCE, Cell, comparable
+from gdregs.papers.tables.cells import Cell
+from gdregs.papers.tables.comparisons import CONFIDENCE, comparable
 
 
 def difference_over_training(ours: Cell, theirs: Cell) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Epochs, the mean difference of test objectives, and half the width of its 95% interval.
 
     Seeds are taken in pairs, which have the same initial weights and batches; intervals are
-    Student's over seeds, at each epoch by itself.
+    Student's over seeds, at each epoch by itself. Where seeds come from a result that kept their
+    means alone, the interval is known at the last epoch only, and NaN at the others.
     """
-    curves = []
-    for one, other in zip(ours.rows, theirs.rows, strict=True):
-        by_epoch = {row["epoch"]: row["test_bound"] for row in other if "test_bound" in row}
-        curves.append(
-            {
-                row["epoch"]: row["test_bound"] - by_epoch[row["epoch"]]
-                for row in one
-                if "test_bound" in row and row["epoch"] in by_epoch
-            }
-        )
-    epochs = sorted(set.intersection(*(set(curve) for curve in curves)))
-    values = np.array([[curve[epoch] for epoch in epochs] for curve in curves])
-    count = len(values)
+    epochs, here, there = np.intersect1d(ours.epochs, theirs.epochs, return_indices=True)
+    centre = ours.curves["test_bound"][here] - theirs.curves["test_bound"][there]
     width = np.full(len(epochs), np.nan)
-    if count > 1:
-        quantile = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)
-        width = quantile * values.std(axis=0, ddof=1) / count**0.5
-    return np.array(epochs), values.mean(axis=0), width
+    if ours.by_seed is not None and theirs.by_seed is not None:
+        curves = ours.by_seed["test_bound"][:, here] - theirs.by_seed["test_bound"][:, there]
+        width = _half_width(curves)
+    elif ours.epochs[-1] == theirs.epochs[-1]:
+        width[-1] = _half_width((ours.finals("test_bound") - theirs.finals("test_bound"))[:, None])[
+            0
+        ]
+    return epochs, centre, width
+
+
+def _half_width(values: np.ndarray) -> np.ndarray:
+    """Of Student's interval over the first axis; NaN where there is one seed alone."""
+    count = len(values)
+    if count < 2:
+        return np.full(values.shape[1], np.nan)
+    quantile = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)
+    return quantile * values.std(axis=0, ddof=1) / count**0.5
 
 
 @styled
@@ -61,6 +65,14 @@ def draw_differences(cells: Sequence[Cell]) -> Any:
                 axis.fill_between(
                     epochs, centre - width, centre + width, color=colour, alpha=0.15, lw=0
                 )
+                if np.isnan(width[:-1]).all():  # known at the end, beside one another
+                    axis.errorbar(
+                        epochs[-1] * (1 + 0.015 * number),
+                        centre[-1],
+                        width[-1],
+                        color=colour,
+                        capsize=2,
+                    )
             _fit(axis, members)
             if place == 0:
                 axis.set_title(question)

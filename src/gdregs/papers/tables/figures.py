@@ -1,13 +1,13 @@
 """The figures of the image models: Fig. 6, 7, G.1 and G.2, and curves of any cells."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from gdregs.papers.measures.figures import COLOURS, new_figure, styled
-from gdregs.papers.tables.comparisons import Cell
+from gdregs.papers.tables.cells import Cell
 from gdregs.papers.tables.published import Z95
 
 
@@ -16,21 +16,30 @@ class Column(NamedTuple):
 
     Attributes:
         title: What is shown.
-        read: Maps a row of metrics to the number; raises KeyError where it was not recorded.
+        names: The metrics that are added up, by their names or the part before the dot.
         log: Whether the axis is logarithmic.
     """
 
     title: str
-    read: Callable[[dict[str, Any]], float]
+    names: tuple[str, ...]
     log: bool = False
 
+    def read(self, metrics: Mapping[str, np.ndarray]) -> np.ndarray | None:
+        """The quantity from named metrics; None where it was not recorded."""
+        found = [
+            values
+            for name, values in metrics.items()
+            if name in self.names or name.partition(".")[0] in self.names
+        ]
+        return np.sum(found, axis=0) if found else None
 
-TEST = Column("test objective", lambda row: row["test_bound"])
-TRAIN = Column("train objective", lambda row: row["train_bound"])
-PRIOR = Column("variance, prior", lambda row: row["variance"]["prior"], log=True)
-POSTERIOR = Column("variance, posterior", lambda row: row["variance"]["posterior"], log=True)
-LIKELIHOOD = Column("variance, likelihood", lambda row: row["variance"]["likelihood"], log=True)
-KL = Column("total KL (nats)", lambda row: sum(row["kl"].values()))
+
+TEST = Column("test objective", ("test_bound",))
+TRAIN = Column("train objective", ("train_bound",))
+PRIOR = Column("variance, prior", ("variance.prior",), log=True)
+POSTERIOR = Column("variance, posterior", ("variance.posterior",), log=True)
+LIKELIHOOD = Column("variance, likelihood", ("variance.likelihood",), log=True)
+KL = Column("total KL (nats)", ("kl",))
 
 
 class Layout(NamedTuple):
@@ -84,7 +93,7 @@ def draw_cells(
 ) -> Any:
     """A row for each task, a column for each quantity, a line for each pair of estimators.
 
-    Shaded areas are 1.96 standard deviations over seeds, as in the paper.
+    Shaded areas are 1.96 standard deviations over seeds, as in the paper, where these are known.
 
     Args:
         cells: The cells; those of other tasks are left out.
@@ -118,20 +127,20 @@ def draw_cells(
 
 
 def _draw_line(axis: Any, cell: Cell, column: Column) -> None:
-    recorded = [
-        [(row["epoch"], column.read(row)) for row in rows if _has(column, row)]
-        for rows in cell.rows
-    ]
-    if not recorded or not recorded[0]:
+    centre = column.read(cell.curves)
+    if centre is None:
         return
-    epochs = np.array([epoch for epoch, _ in recorded[0]])
-    values = np.array([[value for _, value in series] for series in recorded])
+    shown = np.isfinite(centre) & ((centre > 0) | (not column.log))
+    if not shown.any():
+        return
+    epochs, centre = np.array(cell.epochs)[shown], centre[shown]
     colour, style, label = _style(cell)
-    centre = values.mean(axis=0)
     marker = "." if len(epochs) < 30 else None
     axis.plot(epochs, centre, style, color=colour, label=label, marker=marker, ms=3)
-    if len(values) > 1:
-        spread = Z95 * values.std(axis=0, ddof=1)
+    if cell.by_seed is not None and len(cell.seeds) > 1:
+        values = column.read(cell.by_seed)
+        assert values is not None
+        spread = Z95 * values[:, shown].std(axis=0, ddof=1)
         low = np.maximum(centre - spread, centre / 100) if column.log else centre - spread
         axis.fill_between(epochs, low, centre + spread, color=colour, alpha=0.15, lw=0)
 
@@ -147,15 +156,6 @@ def _style(cell: Cell) -> tuple[str, str, str]:
         style = ":" if style == "-" else "-."
         label = f"{label}, M = {cell.config.gradient_samples}"
     return colour, style, label
-
-
-def _has(column: Column, row: dict[str, Any]) -> bool:
-    """Whether a row of metrics has a number that the column can show."""
-    try:
-        value = column.read(row)
-    except KeyError:
-        return False
-    return bool(np.isfinite(value)) and (value > 0 or not column.log)
 
 
 def _fit(axis: Any, column: Column) -> None:
