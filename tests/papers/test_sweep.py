@@ -72,7 +72,8 @@ def test_seeds_are_added_to_a_result_whose_runs_are_gone(capsys, tmp_path):
     assert added["seeds"] == [0, 1]
     np.testing.assert_allclose(added["last"]["test_bound"], whole["last"]["test_bound"], rtol=1e-4)
     (origin,) = result("added")["earlier"]
-    assert (origin["seeds"], "--seeds 1" in origin["command"]) == ([0], True)
+    assert origin["seeds"] == [0]
+    assert origin.keys() >= {"command", "date", "hardware", "versions"}
     assert result("whole")["earlier"] == []
     # Images of another number are other images.
     content = result("added")
