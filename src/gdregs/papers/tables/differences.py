@@ -75,7 +75,7 @@ def draw_differences(cells: Sequence[Cell]) -> Any:
                     )
             _fit(axis, members)
             if place == 0:
-                axis.set_title(question)
+                axis.set_title(question, fontsize="small")
             if place == len(rows) - 1:
                 axis.set_xlabel("epoch")
         axes[place][0].set_ylabel(f"{row}\nnats")
