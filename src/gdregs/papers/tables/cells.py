@@ -126,14 +126,13 @@ def join(one: Cell, other: Cell) -> Cell:
     def stack(first: dict[str, np.ndarray], second: dict[str, np.ndarray]):
         return {name: np.concatenate([first[name], second[name]])[order] for name in first}
 
-    both = one.by_seed is not None and other.by_seed is not None
     return Cell(
         one.config,
         tuple(sorted(one.seeds + other.seeds)),
         one.epochs,
         stack(one.last, other.last),
         {name: shares @ np.stack([one.curves[name], other.curves[name]]) for name in one.curves},
-        stack(one.by_seed, other.by_seed) if both else None,
+        stack(one.by_seed, other.by_seed) if one.by_seed and other.by_seed else None,
         float(shares @ np.array([one.images_per_second, other.images_per_second])),
     )
 
