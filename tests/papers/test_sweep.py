@@ -75,6 +75,10 @@ def test_seeds_are_added_to_a_result_whose_runs_are_gone(capsys, tmp_path):
     assert origin["seeds"] == [0]
     assert origin.keys() >= {"command", "date", "hardware", "versions"}
     assert result("whole")["earlier"] == []
+    # Run folders come first: where they have all, nothing is taken from the result.
+    assert reproduce(*more, "--out", "added", "--runs", "all") == 0
+    assert "not trained again" not in capsys.readouterr().out
+    assert result("added")["earlier"] == []
     # Images of another number are other images.
     content = result("added")
     content["datasets"]["digits"] = [1, 1]

@@ -86,7 +86,7 @@ def test_the_learned_mix_is_compared_with_both_that_it_mixes():
     cells = row_of_table_1({})
     mix = next(cell for cell in GRIDS["table1"].mixes if cell.task == cells[0].config.task)
     best = next(cell for cell in cells if cell.pair == "dregs+gdregs")
-    gained = best.finals("test_bound") + np.array([0.3, 0.31, 0.29, 0.3, 0.3])[: len(best.seeds)]
+    gained = best.last["test_bound"] + np.array([0.3, 0.31, 0.29, 0.3, 0.3])[: len(best.seeds)]
     found = compare("table1", [*cells, make_cell(mix, list(gained))])
     mixed = [one for one in found if one.better == "dregs+gdregs-mix"]
     assert {one.worse for one in mixed} == {"dregs+naive", "dregs+gdregs"}
@@ -128,7 +128,7 @@ def test_the_poster_compares_objectives():
 
 
 def test_one_seed_decides_nothing():
-    cells = [make_cell(cell.config, [cell.finals("test_bound")[0]]) for cell in row_of_table_1({})]
+    cells = [make_cell(cell.config, [cell.last["test_bound"][0]]) for cell in row_of_table_1({})]
     assert {comparison.verdict for comparison in compare("table1", cells)} == {OPEN}
 
 

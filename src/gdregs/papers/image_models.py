@@ -5,7 +5,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
@@ -14,7 +14,7 @@ from gdregs.papers.grids.grid import GRIDS, SEEDS, Grid, Scale
 from gdregs.papers.grids.sweep import Where, plan, run_jobs, scale_cells
 from gdregs.papers.measures.figures import save_figure
 from gdregs.papers.measures.results import check_folder, read_result
-from gdregs.papers.tables.cells import Cell, cell_from_dict, find_earlier, read_cell
+from gdregs.papers.tables.cells import Cell, read_cell
 from gdregs.papers.tables.comparisons import (
     AGREES,
     DISAGREES,
@@ -26,6 +26,7 @@ from gdregs.papers.tables.comparisons import (
 from gdregs.papers.tables.coverage import PAGE as COVERAGE
 from gdregs.papers.tables.coverage import format_coverage, open_questions
 from gdregs.papers.tables.differences import draw_differences
+from gdregs.papers.tables.earlier import Earlier, read_earlier, sizes
 from gdregs.papers.tables.figures import CURVES, LAYOUTS, draw_cells
 from gdregs.papers.tables.page import TITLE, format_page
 from gdregs.papers.tables.statements import read_cost
@@ -121,25 +122,20 @@ def reproduce_images(
         originals = tuple(c for c in originals[0] if c.task in chosen), ()
     resampled, more = scale_cells(originals[1], scale, where.data_dir)
     datasets |= more
-    earlier = read_earlier(folder, name, datasets)
-
-    def known(cell: Config) -> tuple[int, ...]:
-        part = find_earlier(earlier.cells, cell, scale.seeds)
-        return () if part is None else part.seeds
-
-    jobs, done = plan([*cells, *resampled], scale.seeds, where, known)
+    images = sizes(datasets)
+    result = folder / f"{name}.json"
+    every = [*cells, *resampled]
+    earlier = read_earlier(result, every, scale.seeds, images, where.runs)
+    jobs, done = plan(every, scale.seeds, where, earlier.seeds())
     text = describe_scale(grid, originals, scale, datasets)
-    print(f"{name}: {len(cells) + len(resampled)} cells of {scale.seeds} seeds. {text}")
-    if any(map(known, (*cells, *resampled))):
-        print(f"Seeds that {folder / name}.json has are not trained again.")
+    print(f"{name}: {len(every)} cells of {scale.seeds} seeds. {text}")
+    if earlier.cells:
+        print(f"Seeds that {result} has are not trained again.")
     print(f"{done} groups of seeds are done, {len(jobs)} to do in {where.runs}, {_how(where)}.")
     run_jobs(jobs, where)
     trained = _collect(where, cells, scale.seeds, earlier)
     trained_again = _collect(where, resampled, scale.seeds, earlier)
-    origin = {
-        "earlier": earlier.origins,
-        "datasets": {key: [len(data.train), len(data.test)] for key, data in datasets.items()},
-    }
+    origin = {"earlier": earlier.origins, "datasets": images}
     lines = write_results(folder, name, grid.title, trained, trained_again, text, origin)
     write_text(folder / COVERAGE, format_coverage(folder))
     return [
@@ -186,8 +182,10 @@ def describe_scale(
     epochs = scale.epochs or full_epochs
     if epochs != full_epochs:
         parts.append(f"{epochs} of {full_epochs:,} epochs")
-    if scale.seeds != SEEDS:
+    if scale.seeds < SEEDS:
         parts.append(f"{scale.seeds} of {SEEDS} seeds")
+    if scale.seeds > SEEDS:
+        parts.append(f"{scale.seeds} seeds in place of {SEEDS}")
     if scale.images is not None:
         parts += [
             f"{scale.images:,} of {len(data.train):,} training images of {name} and the same share"
@@ -212,52 +210,8 @@ def describe_scale(
     return " ".join([text, *(f"{note}." for note in small_omniglot)])
 
 
-class Earlier(NamedTuple):
-    """What a folder's result holds already, so that seeds can be added to it.
-
-    Attributes:
-        cells: Its cells.
-        origins: Its own command, date, hardware and versions, and those that it was added to.
-    """
-
-    cells: tuple[Cell, ...] = ()
-    origins: tuple[dict[str, Any], ...] = ()
-
-
-def read_earlier(folder: Path, name: str, datasets: Mapping[str, Dataset]) -> Earlier:
-    """The result of the same name in a folder, as far as it was trained on the same images.
-
-    Args:
-        folder: The folder.
-        name: One of `NAMES`.
-        datasets: The data sets by name.
-    """
-    content = read_result(folder / f"{name}.json")
-    if content is None or content.get("experiment") != name:
-        return Earlier()
-    sizes = content.get("datasets")
-
-    def same_images(config: Mapping[str, Any]) -> bool:
-        data = datasets.get(config["dataset"])
-        if data is None or sizes is None:  # written before sizes were kept
-            return data is not None and config["dataset"] != "omniglot"
-        return sizes.get(config["dataset"]) == [len(data.train), len(data.test)]
-
-    found = [cell for kind in ("cells", "resampled") for cell in content[kind]]
-    cells = tuple(cell_from_dict(cell) for cell in found if same_images(cell["config"]))
-    if not cells:
-        return Earlier()
-    origin = {key: content[key] for key in ("command", "date", "hardware", "versions")}
-    origin["seeds"] = sorted({seed for cell in cells for seed in cell.seeds})
-    return Earlier(cells, (*content.get("earlier", ()), origin))
-
-
 def _collect(where: Where, cells: list[Config], num_seeds: int, earlier: Earlier) -> list[Cell]:
-    parts = [find_earlier(earlier.cells, cell, num_seeds) for cell in cells]
-    found = [
-        read_cell(where.runs, cell, num_seeds, part)
-        for cell, part in zip(cells, parts, strict=True)
-    ]
+    found = [read_cell(where.runs, cell, num_seeds, earlier.cells.get(cell)) for cell in cells]
     return [cell for cell in found if cell is not None]
 
 

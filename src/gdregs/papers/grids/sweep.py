@@ -2,8 +2,9 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -90,7 +91,7 @@ def plan(
     cells: Iterable[Config],
     num_seeds: int,
     where: Where,
-    known: Callable[[Config], Iterable[int]] = lambda config: (),
+    known: Mapping[Config, Iterable[int]] = MappingProxyType({}),
 ) -> tuple[list[Job], int]:
     """The jobs that are left to do, and how many are done.
 
@@ -98,11 +99,13 @@ def plan(
         cells: The settings.
         num_seeds: Seeds of each.
         where: Where the runs are.
-        known: The seeds of a cell that are not to be trained: an earlier result has them.
+        known: By cell, seeds that are not to be trained: an earlier result has them.
     """
     jobs, done = [], 0
     for cell in cells:
-        for group in plan_groups(where.runs, cell, num_seeds, where.vectorised, known(cell)):
+        for group in plan_groups(
+            where.runs, cell, num_seeds, where.vectorised, known.get(cell, ())
+        ):
             if is_done(group, cell):
                 done += 1
             else:

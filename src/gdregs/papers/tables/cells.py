@@ -1,7 +1,7 @@
 """A cell's metrics over its seeds: from run folders, from an earlier result, or from both."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +48,9 @@ class Cell:
         objective = "" if self.config.objective == "iwae" else f", {self.config.objective}"
         return self.config.task + objective
 
-    def finals(self, name: str) -> np.ndarray:
-        """A metric at the last epoch, by seed."""
-        return self.last[name]
-
     def bound(self) -> Measured:
         """The mean test objective and its standard error over seeds."""
-        return mean(self.finals("test_bound"))
+        return mean(self.last["test_bound"])
 
     def to_dict(self) -> dict[str, Any]:
         """What was measured, as JSON can hold it; `cell_from_dict` reads it."""
@@ -137,14 +133,6 @@ def join(one: Cell, other: Cell) -> Cell:
     )
 
 
-def find_earlier(cells: Iterable[Cell], config: Config, num_seeds: int) -> Cell | None:
-    """The part of a cell that an earlier result has, of seeds below `num_seeds`."""
-    for cell in cells:
-        if cell.config == config and set(cell.seeds) <= set(range(num_seeds)):
-            return cell
-    return None
-
-
 def read_cell(
     runs: Path, config: Config, num_seeds: int, earlier: Cell | None = None
 ) -> Cell | None:
@@ -154,24 +142,22 @@ def read_cell(
         runs: The folder of all run folders.
         config: The cell's settings.
         num_seeds: How many seeds.
-        earlier: The seeds that an earlier result has, for those that have no run folder.
+        earlier: The seeds that are taken from an earlier result, and not from run folders.
     """
     by_seed = {}
+    known = () if earlier is None else earlier.seeds
+    wanted = set(range(num_seeds)) - set(known)
     for group in find_groups(runs, config):
-        for number in group.seeds.numbers:
+        for number in wanted & set(group.seeds.numbers):
             rows = read_metrics(group.folder / f"seed{number}")
             rows = [row for row in rows if row["epoch"] <= config.epochs]
-            if number < num_seeds and rows and rows[-1]["epoch"] == config.epochs:
+            if rows and rows[-1]["epoch"] == config.epochs:
                 by_seed[number] = rows
-    wanted = set(range(num_seeds))
-    if wanted <= set(by_seed):
-        earlier = None  # run folders have more than a result
-    known = set() if earlier is None else set(earlier.seeds)
-    numbers = sorted(set(by_seed) - known)
-    if known | set(numbers) != wanted:
+    if wanted != set(by_seed):
         return None
-    if not numbers:
+    if not wanted:
         return earlier
+    numbers = sorted(wanted)
     trained = cell_from_rows(config, numbers, [by_seed[number] for number in numbers])
     return trained if earlier is None else join(earlier, trained)
 

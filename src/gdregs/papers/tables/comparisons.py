@@ -86,7 +86,7 @@ def compare(table: str, cells: Iterable[Cell]) -> list[Comparison]:
     """All comparisons that the cells allow. Where nothing is published, ours should be above 0."""
     found = []
     for question, better, worse, ours, theirs in comparable(cells):
-        differences = ours.finals("test_bound") - theirs.finals("test_bound")
+        differences = ours.last["test_bound"] - theirs.last["test_bound"]
         published = _difference(table, ours.config, theirs.config)
         found.append((question, ours.row_name, better, worse, differences, published))
     p_values = holm([_p_value(differences) for *_, differences, _ in found])

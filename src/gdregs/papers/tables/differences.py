@@ -26,9 +26,7 @@ def difference_over_training(ours: Cell, theirs: Cell) -> tuple[np.ndarray, np.n
         curves = ours.by_seed["test_bound"][:, here] - theirs.by_seed["test_bound"][:, there]
         width = _half_width(curves)
     elif ours.epochs[-1] == theirs.epochs[-1]:
-        width[-1] = _half_width((ours.finals("test_bound") - theirs.finals("test_bound"))[:, None])[
-            0
-        ]
+        width[-1] = _half_width(ours.last["test_bound"] - theirs.last["test_bound"])
     return epochs, centre, width
 
 
@@ -36,7 +34,7 @@ def _half_width(values: np.ndarray) -> np.ndarray:
     """Of Student's interval over the first axis; NaN where there is one seed alone."""
     count = len(values)
     if count < 2:
-        return np.full(values.shape[1], np.nan)
+        return np.full(values.shape[1:], np.nan)
     quantile = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)
     return quantile * values.std(axis=0, ddof=1) / count**0.5
 
