@@ -215,8 +215,9 @@ def measure_ladder(count, rounds=11):
 
 def measure_images(layers=40, steps=20, batch=16):
     """Seconds of compiling and of a step of a ladder of convolutions on 32x32 images in colour."""
-    from gdregs.vae.training.epochs import Task, make_state
+    from gdregs.vae.training.epochs import make_state
     from gdregs.vae.training.segments import make_stepwise_epoch
+    from gdregs.vae.training.task import Task
 
     draws = np.random.default_rng(0)
     images = jnp.asarray(draws.integers(0, 256, (steps * batch, 32 * 32 * 3), dtype=np.uint8))

@@ -23,7 +23,8 @@ from gdregs.vae.config import Config
 from gdregs.vae.data.datasets import Dataset
 from gdregs.vae.show.markdown import markdown_table
 from gdregs.vae.training.compiler import compiler_options
-from gdregs.vae.training.epochs import Seeds, make_epoch, make_state, make_states, make_task
+from gdregs.vae.training.epochs import Seeds, make_epoch, make_state, make_states
+from gdregs.vae.training.task import make_task
 from report import save
 
 PRODUCTS = ((2048, 2048, 2048), (4096, 4096, 1024), (4096, 300, 784), (4096, 784, 300))

@@ -49,9 +49,9 @@ def train(
     from gdregs.vae.runs.record import describe as describe_data
     from gdregs.vae.show.pictures import draw_curve, draw_reconstructions, draw_samples
     from gdregs.vae.show.progress import Echo, EpochReport, tensorboard_writer
-    from gdregs.vae.training.epochs import make_task
     from gdregs.vae.training.meshes import describe_mesh, read_mesh
     from gdregs.vae.training.processes import is_first, noticing_deaths, start_processes
+    from gdregs.vae.training.task import make_task
 
     start_processes(coordinator, num_processes, process_id)
     devices = read_mesh(mesh, config)
@@ -146,7 +146,7 @@ def compare(
     from gdregs.vae.runs.compare import compare as run_comparison
     from gdregs.vae.show.pictures import draw_comparison
     from gdregs.vae.show.progress import Echo, EpochReport
-    from gdregs.vae.training.epochs import make_task
+    from gdregs.vae.training.task import make_task
 
     chosen = pairs or PAPER_PAIRS
     for pair in chosen:

@@ -16,8 +16,9 @@ from gdregs.vae.networks.observations import Observation
 from gdregs.vae.networks.own import OwnVAE
 from gdregs.vae.runs.folders import load_state, open_run, read_metrics, train
 from gdregs.vae.runs.load import Run, export, load
-from gdregs.vae.training.epochs import Task, TrainingState, make_epoch, make_state, make_task
+from gdregs.vae.training.epochs import TrainingState, make_epoch, make_state
 from gdregs.vae.training.evaluation import evaluate_log_marginal, gradient_quality, make_evaluation
+from gdregs.vae.training.task import Task, make_task
 
 __all__ = [
     "DATASETS",

@@ -13,7 +13,7 @@ from gdregs.vae.data.datasets import Dataset
 from gdregs.vae.runs.folders import open_run, read_metrics, train
 from gdregs.vae.runs.load import Run
 from gdregs.vae.runs.record import check_data, describe
-from gdregs.vae.training.epochs import make_stub, make_task
+from gdregs.vae.training.task import make_stub, make_task
 
 
 def fit(

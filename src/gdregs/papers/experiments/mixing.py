@@ -26,12 +26,8 @@ from gdregs.papers.measures.measure import Measured, compile_measurement, jackkn
 from gdregs.papers.measures.results import Result
 from gdregs.vae.config import Config
 from gdregs.vae.data.datasets import load_dataset
-from gdregs.vae.training.epochs import (
-    loss_and_diagnostics,
-    make_epoch,
-    make_state,
-    make_task,
-)
+from gdregs.vae.training.epochs import loss_and_diagnostics, make_epoch, make_state
+from gdregs.vae.training.task import make_task
 
 TITLE = "Learned mix of prior estimators"
 FIGURES = ("mixing",)

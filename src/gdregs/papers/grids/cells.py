@@ -23,7 +23,8 @@ from gdregs.vae.runs.folders import (
     save_state,
     train,
 )
-from gdregs.vae.training.epochs import Seeds, Task
+from gdregs.vae.training.epochs import Seeds
+from gdregs.vae.training.task import Task
 
 
 class Group(NamedTuple):

@@ -16,7 +16,7 @@ from gdregs.vae.config import Config
 from gdregs.vae.data.datasets import Dataset, load_dataset
 from gdregs.vae.errors import UserError
 from gdregs.vae.runs.folders import read_metrics
-from gdregs.vae.training.epochs import make_task
+from gdregs.vae.training.task import make_task
 
 
 @dataclasses.dataclass(frozen=True)

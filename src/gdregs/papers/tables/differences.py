@@ -36,7 +36,7 @@ def _half_width(values: np.ndarray) -> np.ndarray:
     if count < 2:
         return np.full(values.shape[1:], np.nan)
     quantile = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)
-    return quantile * values.std(axis=0, ddof=1) / count**0.5
+    return np.asarray(quantile * values.std(axis=0, ddof=1) / count**0.5)
 
 
 @styled

@@ -17,8 +17,9 @@ from gdregs.vae.errors import UserError
 from gdregs.vae.networks.model import VAE
 from gdregs.vae.runs.folders import open_run, read_metrics, train
 from gdregs.vae.show.markdown import markdown_table
-from gdregs.vae.training.epochs import Task, loss_and_diagnostics, prior_estimator
+from gdregs.vae.training.epochs import loss_and_diagnostics, prior_estimator
 from gdregs.vae.training.evaluation import gradient_quality
+from gdregs.vae.training.task import Task
 
 PAPER_PAIRS = (
     "naive+naive",

@@ -22,7 +22,6 @@ from gdregs.vae.runs.record import CONFIG
 from gdregs.vae.training.epochs import (
     EpochMetrics,
     Seeds,
-    Task,
     TrainingState,
     make_epoch,
     make_state,
@@ -33,6 +32,7 @@ from gdregs.vae.training.loops import loops_are_slow
 from gdregs.vae.training.meshes import fetch, spread
 from gdregs.vae.training.processes import from_first, is_first
 from gdregs.vae.training.segments import make_stepwise_epoch, make_streamed_epoch
+from gdregs.vae.training.task import Task
 
 METRICS, CHECKPOINT = "metrics.jsonl", "checkpoint.eqx"
 

@@ -16,7 +16,7 @@ from gdregs.vae.errors import UserError
 from gdregs.vae.files import write_atomically
 from gdregs.vae.runs.folders import CHECKPOINT, CONFIG, load_state
 from gdregs.vae.runs.record import load_stub
-from gdregs.vae.training.epochs import Task
+from gdregs.vae.training.task import Task
 
 
 class Run(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any
 from gdregs.vae.config import Config
 from gdregs.vae.data.datasets import Dataset, load_dataset
 from gdregs.vae.errors import UserError
-from gdregs.vae.training.epochs import Task, make_stub, make_task
+from gdregs.vae.training.task import Task, make_stub, make_task
 
 CONFIG = "config.json"
 

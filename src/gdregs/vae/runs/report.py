@@ -17,8 +17,9 @@ from gdregs.vae.config import Config
 from gdregs.vae.runs.compare import PAPER_PAIRS, read_pair
 from gdregs.vae.runs.load import Run
 from gdregs.vae.show import pictures
-from gdregs.vae.training.epochs import Task, TrainingState
+from gdregs.vae.training.epochs import TrainingState
 from gdregs.vae.training.evaluation import gradient_quality
+from gdregs.vae.training.task import Task
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto;

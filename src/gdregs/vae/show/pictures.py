@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from gdregs.vae.files import write_atomically
-from gdregs.vae.training.epochs import Task
+from gdregs.vae.training.task import Task
 
 matplotlib.use("Agg")
 

@@ -17,13 +17,13 @@ from gdregs.vae.config import Config
 from gdregs.vae.training.compiler import compiler_options
 from gdregs.vae.training.epochs import (
     Seeds,
-    Task,
     TrainingState,
     loss_and_diagnostics,
     over_mesh,
     prior_estimator,
 )
 from gdregs.vae.training.loops import loops_are_slow
+from gdregs.vae.training.task import Task
 
 TEST_KEY = 20_000
 """Binarises test images and draws their samples: the same for every run."""

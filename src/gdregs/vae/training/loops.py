@@ -8,7 +8,8 @@ from gdregs.vae.config import Config
 from gdregs.vae.networks.conv import ConvVAE
 from gdregs.vae.networks.ladder import LadderVAE
 from gdregs.vae.networks.model import VAE
-from gdregs.vae.training.epochs import Task, make_task_loss
+from gdregs.vae.training.epochs import make_task_loss
+from gdregs.vae.training.task import Task
 
 
 def loops_are_slow(config: Config, task: Task, model: Any) -> bool:

@@ -11,14 +11,8 @@ from jax.sharding import Mesh
 
 from gdregs.vae.config import Config
 from gdregs.vae.training.compiler import compiler_options
-from gdregs.vae.training.epochs import (
-    EpochMetrics,
-    Steps,
-    Task,
-    TrainingState,
-    make_steps,
-    over_mesh,
-)
+from gdregs.vae.training.epochs import EpochMetrics, Steps, TrainingState, make_steps, over_mesh
+from gdregs.vae.training.task import Task
 
 SEGMENT_BYTES = 1 << 26
 """Of the images that are on the device together; two segments are, for a moment."""
