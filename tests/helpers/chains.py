@@ -178,3 +178,13 @@ def likelihood(weight, x, mask=None):
             return jnp.sum(terms if mask is None else jnp.where(mask.T, terms, 0), axis=-1)
 
     return evaluate
+
+
+class Decay(eqx.Module):
+    """A linear step."""
+
+    factor: jax.Array
+    scale: float = eqx.field(static=True, default=0.5)
+
+    def __call__(self, previous, u):
+        return dist.Normal(self.factor * previous, self.scale)

@@ -1,7 +1,6 @@
 """`gdregs.pyro.Bound` in the place of Pyro's objectives: values, gradients, refusals."""
 
 import math
-import warnings
 
 import pytest
 
@@ -14,72 +13,17 @@ from pyro.infer import SVI, RenyiELBO, Trace_ELBO, autoguide  # noqa: E402
 
 import gdregs.pyro  # noqa: E402
 import gdregs.torch  # noqa: E402
+from pyro_programs import (  # noqa: E402
+    DATA,
+    check,
+    gradients,
+    guide,
+    local_guide,
+    local_model,
+    model,
+)  # fmt: skip
 
-DATA = torch.tensor([1.0, 2.0, -0.5, 0.3], dtype=torch.float64)
-
-
-@pytest.fixture(autouse=True)
-def clean():
-    pyro.clear_param_store()
-    pyro.set_rng_seed(0)
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(default)
-    pyro.clear_param_store()
-
-
-def model(data, size=None):
-    centre = pyro.param("centre", torch.tensor(0.3))
-    width = pyro.param("width", torch.tensor(0.8), constraint=dist.constraints.positive)
-    level = pyro.sample("level", dist.LogNormal(centre, width))
-    with pyro.plate("data", len(data), subsample_size=size) as index:
-        z = pyro.sample("z", dist.Normal(centre * level, width))
-        pyro.sample("x", dist.Normal(z, 0.7), obs=data[index])
-
-
-def guide(data, size=None):
-    loc = pyro.param("loc", torch.tensor(0.1))
-    slope = pyro.param("slope", torch.tensor(0.4))
-    level = pyro.sample("level", dist.LogNormal(loc, 0.4))
-    with pyro.plate("data", len(data), subsample_size=size) as index:
-        pyro.sample("z", dist.Normal(slope * data[index] + loc * level, 0.6))
-
-
-def local_model(data, size=None):
-    centre = pyro.param("centre", torch.tensor(0.3))
-    with pyro.plate("data", len(data), subsample_size=size) as index:
-        z = pyro.sample("z", dist.Normal(centre, 1.0))
-        y = pyro.sample("y", dist.Gamma(1.0 + z**2, 1.0 + centre**2))
-        pyro.sample("x", dist.Normal(z + y, 0.7), obs=data[index])
-
-
-def local_guide(data, size=None):
-    loc = pyro.param("loc", torch.tensor(0.1))
-    with pyro.plate("data", len(data), subsample_size=size) as index:
-        z = pyro.sample("z", dist.Normal(loc * data[index], 0.6))
-        pyro.sample("y", dist.Gamma(2.0 + loc**2, 1.0 + z**2))
-
-
-def gradients(loss, *programs, arguments=(DATA,)):
-    """One draw of the gradient by all parameters, as `SVI.step` computes it."""
-    with poutine.trace(param_only=True) as capture:
-        loss.loss_and_grads(*programs, *arguments)
-    leaves = [site["value"].unconstrained() for site in capture.trace.nodes.values()]
-    found = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad.clone() for leaf in leaves]
-    for leaf in leaves:
-        leaf.grad = None
-    return found
-
-
-def check(one, other, *programs, draws=250, arguments=(DATA,)):
-    for loss in (one, other):
-        loss.loss(*programs, *arguments)
-    return gdregs.torch.check_unbiased(
-        lambda: gradients(one, *programs, arguments=arguments),
-        lambda: gradients(other, *programs, arguments=arguments),
-        draws,
-    )
+pytestmark = pytest.mark.usefixtures("clean")
 
 
 @pytest.mark.parametrize(
@@ -189,42 +133,6 @@ def test_what_is_partly_observed():
     naive = gdregs.pyro.Bound(4, None, "naive", "naive", vectorize_particles=True)
     found = check(ours, naive, imputed, automatic)
     assert found.unbiased, found
-
-
-@pytest.mark.parametrize(
-    "automatic",
-    [
-        autoguide.AutoGuideList,
-        autoguide.AutoNormal,
-        autoguide.AutoDiagonalNormal,
-        autoguide.AutoLowRankMultivariateNormal,
-        autoguide.AutoIAFNormal,
-        autoguide.AutoNormalMessenger,
-    ],
-)
-def test_automatic_guides(automatic):
-    program = automatic(model)
-    if automatic is autoguide.AutoGuideList:
-        program.append(autoguide.AutoMultivariateNormal(poutine.block(model, expose=["level"])))
-        program.append(autoguide.AutoNormal(poutine.block(model, expose=["z"])))
-    ours = gdregs.pyro.Bound(
-        3, None, "dregs", "gdregs", vectorize_particles=True, num_gradient_samples=2
-    )
-    naive = gdregs.pyro.Bound(3, None, "naive", "naive", vectorize_particles=True)
-    draws = 400 if automatic is autoguide.AutoNormal else 80
-    found = check(ours, naive, model, program, draws=draws)
-    assert found.unbiased, found
-
-
-def test_a_guide_whose_auxiliary_sites_have_no_inverse_falls_back_and_says_so():
-    automatic = autoguide.AutoStructured(model, conditionals="normal", dependencies="linear")
-    bound = gdregs.pyro.Bound(2, vectorize_particles=True)
-    svi = SVI(model, automatic, pyro.optim.Adam({"lr": 0.01}), bound)
-    with pytest.warns(UserWarning, match="naive from now on"):
-        svi.step(DATA)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        svi.step(DATA)
 
 
 def test_the_default_learns_to_leave_a_pinned_prior_naive():
