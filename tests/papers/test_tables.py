@@ -267,6 +267,16 @@ def test_figures_have_a_panel_for_each_task_and_quantity():
     assert draw_cells(measured, CURVES, ("fashion-mnist-L3",)) is None
 
 
+def test_no_two_lines_of_a_row_look_the_same():
+    table = GRIDS["table1"]
+    rows = [c for c in (*table.cells, *table.mixes) if c.task == "mnist-conditional-L2"]
+    for samples in (0, 8):
+        configs = [dataclasses.replace(c, gradient_samples=samples) for c in rows]
+        figure = draw_cells([make_cell(c, [-39.0, -39.2]) for c in configs], CURVES[:1])
+        looks = [(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines]
+        assert len(set(looks)) == len(looks) == 7
+
+
 def test_a_prior_without_parameters_has_an_empty_panel():
     cell = make_cell(GRIDS["poster"].cells[0], [-90.0, -90.5])
     cell.curves["variance.prior"][:] = 0

@@ -146,11 +146,15 @@ def _draw_line(axis: Any, cell: Cell, column: Column) -> None:
 
 
 def _style(cell: Cell) -> tuple[str, str, str]:
-    """Colour by the posterior's estimator, dashes by the prior's, with dots where resampled."""
+    """Colour by the posterior's estimator, dashes by the prior's, with dots where resampled.
+
+    A learned mix of the prior's has a colour of its own.
+    """
     posterior, prior = cell.config.posterior_estimator, cell.config.prior_estimator
     names = ("naive", "stl", "dregs", "rws", "rws-dregs")
-    colour = COLOURS[names.index(posterior)] if posterior in names else COLOURS[-1]
-    style = "-" if prior == "gdregs" else "--"
+    plain = posterior in names and prior != "gdregs-mix"
+    colour = COLOURS[names.index(posterior)] if plain else COLOURS[-1]
+    style = "--" if prior == "naive" else "-"
     label = cell.pair
     if cell.config.gradient_samples:
         style = ":" if style == "-" else "-."
