@@ -14,6 +14,7 @@ from PIL import Image
 from gdregs.cli import main
 from gdregs.vae import Config, UserError, load_dataset, make_state, make_task
 from gdregs.vae.data import own
+from gdregs.vae.data.arrays import rows_of
 from gdregs.vae.data.pictures import Options
 from gdregs.vae.data.streams import open_stream
 from gdregs.vae.training import segments
@@ -181,6 +182,25 @@ def test_more_images_than_memory_are_refused_without_it(kind, monkeypatch):
     with pytest.raises(UserError, match="of memory; --stream reads images while training runs"):
         load_dataset(f"./{path}")
     assert len(load_dataset(f"./{path}", stream=True).train) == 36
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_rows_of_a_mapped_array_are_its_rows(order):
+    images = np.random.default_rng(0).integers(0, 256, (7, 4, 5), np.uint8)
+    np.save("own.npy", np.asarray(images, order=order))
+    mapped = np.load("own.npy", mmap_mode="r")
+    for array in (images, mapped, mapped[1:]):
+        for start, stop in ((0, 7), (2, 3), (5, 9)):
+            np.testing.assert_array_equal(rows_of(array, start, stop), array[start:stop])
+    assert type(rows_of(mapped, 2, 3)) is (np.ndarray if order == "C" else np.memmap)
+
+
+def test_an_array_that_is_gone_is_named():
+    np.save("own.npy", np.zeros((40, 4, 5), np.uint8))
+    train, _, _ = open_stream(Path("own.npy"), Options())
+    Path("own.npy").unlink()
+    with pytest.raises(UserError, match=r"own\.npy cannot be read any more: No such file"):
+        train.all()
 
 
 @pytest.mark.slow

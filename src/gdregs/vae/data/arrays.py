@@ -1,5 +1,7 @@
 """Images in an .npy or .npz file."""
 
+import math
+import mmap
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -134,7 +136,23 @@ def blocks(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """Consecutive rows of an array, as many as are read at a time, and the first one's number."""
     size = max(1, _BLOCK // max(1, array[:1].nbytes))
     for start in range(0, len(array), size):
-        yield start, array[start : start + size]
+        yield start, rows_of(array, start, start + size)
+
+
+def rows_of(array: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """Consecutive rows of an array; of one that is mapped into memory, read from its file.
+
+    What was touched of a mapping counts as memory of the process for as long as nobody needs it.
+    """
+    if not (isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap)):
+        return array[start:stop]
+    if not (array.flags.c_contiguous and array.size):
+        return array[start:stop]
+    stop = min(stop, len(array))
+    count, width = math.prod((stop - start, *array.shape[1:])), array[0].nbytes
+    offset = array.offset + start * width
+    found = np.fromfile(str(array.filename), array.dtype, count, offset=offset)
+    return found.reshape(stop - start, *array.shape[1:])
 
 
 def _range(path: Path, name: str, array: np.ndarray) -> tuple[float, float]:

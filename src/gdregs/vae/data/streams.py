@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gdregs.vae.data.arrays import blocks, in_form, load, to_bytes
+from gdregs.vae.data.arrays import blocks, in_form, load, rows_of, to_bytes
 from gdregs.vae.data.own import find_groups, is_array, none_to_read, split
 from gdregs.vae.data.pictures import (
     UNREADABLE,
@@ -116,7 +116,11 @@ def _open_array(path: Path, options: Options) -> Stream:
     convert = to_bytes(path, "train", array)
 
     def read(row: int) -> np.ndarray:
-        return in_form(convert(array[row : row + 1]), options)[0]
+        try:
+            images = rows_of(array, row, row + 1)
+        except UNREADABLE as error:
+            raise UserError(f"{path} cannot be read any more: {reason(error)}.") from None
+        return in_form(convert(images), options)[0]
 
     digest = hashlib.sha256(f"{array.shape}{array.dtype}".encode())
     for _, rows in blocks(array):
