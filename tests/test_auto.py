@@ -147,7 +147,7 @@ def test_every_step_is_unbiased_and_to_look_at_the_draw_first_is_not(optimised):
 
 def test_strengths_approach_those_of_least_variance(monkeypatch):
     """Against the regression of the naive gradient on the differences, over 20,000 draws."""
-    monkeypatch.setattr("gdregs.auto.WORTH", (-1.0, -1.0))  # whatever time it takes
+    monkeypatch.setattr("gdregs.auto.MARGINS", (-1e9, -1e9))  # whatever time it takes
     auto = gdregs.Auto(decay=0.999, patience=1.0)
     keys = jax.random.split(KEY, 16 * 3000)
     state, _ = jax.lax.scan(
@@ -170,6 +170,34 @@ def test_strengths_approach_those_of_least_variance(monkeypatch):
     assert float(theta[1]) == pytest.approx(float(alpha), abs=0.1)
     assert phi[1] == theta[0] == 0
     np.testing.assert_array_equal(lam, 0)
+
+
+@pytest.mark.parametrize(("rounds", "way"), [(0, 1), (300, 0)], ids=["cheap", "costly"])
+def test_what_takes_more_time_than_it_is_worth_is_left(rounds, way):
+    """A path that makes a step many times as long must take away as much of the variance."""
+
+    def slow(value):
+        def turn(matrix, _):
+            return jnp.tanh(matrix @ matrix), None
+
+        matrix = jnp.full((4, 4), value)
+        return jax.lax.scan(turn, matrix, None, length=rounds)[0][0, 0]
+
+    def function(key, *pair):
+        value, found = gradient(PARAMETERS, key, *pair)
+        if pair[0] is not gdregs.POSTERIOR_ESTIMATORS["naive"]:
+            found = jax.tree.map(lambda leaf: leaf + 0 * slow(jnp.sum(leaf)), found)
+        return value, found
+
+    auto = gdregs.Auto()
+
+    def teach(state, key):
+        return auto.value_and_grad(lambda *pair: function(key, *pair), state)[1], None
+
+    keys = jax.random.split(KEY, 90)
+    state, _ = jax.jit(lambda state: jax.lax.scan(teach, state, keys))(auto.init(PARAMETERS))
+    assert int(state.way) == way
+    assert bool(jnp.any(state.strengths != 0)) == (way > 0)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ $$g = g^{\mathrm{naive}} + \beta_i d^q_i + \alpha_i d^p_i$$
 is unbiased for strengths $\beta_i$, $\alpha_i$ of each parameter i (each array of them) that were
 fixed before the draw. Its variance is a sum over parameters, and for each of them a quadratic
 function of two numbers, whose minimum follows from running means over the draws of earlier steps.
+What is taken is what leaves the least noise in a given time: variance times work, which is counted.
 """
 
 from collections.abc import Callable
@@ -16,10 +17,12 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.extend.core import jaxpr_as_fun
 from jaxtyping import Array, Float, Int, PyTree
 
+from gdregs.evaluation.work import work_of
 from gdregs.reexpression.reparameterized import depend
-from gdregs.shared.learning import FIRST, PERIOD, SETTLING, STRENGTHS, WORTH
+from gdregs.shared.learning import FIRST, MARGINS, PERIOD, SETTLING, STRENGTHS
 from gdregs.shared.tables import (
     POSTERIOR_ESTIMATORS,
     PRIOR_ESTIMATORS,
@@ -152,9 +155,10 @@ class Auto(eqx.Module):
             lambda state: self._naive(function, state),
             lambda state: self._with_common_strength(function, state),
             lambda state: self._mixed(function, state)[:2],
-            lambda state: self._learn(*self._mixed(function, state)),
         )
-        return jax.lax.switch(jnp.where(teaches, len(ways) - 1, state.way), ways, state)
+        programs, work = zip(*(_counted(way, state) for way in ways), strict=True)
+        programs = (*programs, lambda state: self._learn(*self._mixed(function, state), work))
+        return jax.lax.switch(jnp.where(teaches, len(ways), state.way), programs, state)
 
     def _naive(self, function, state):
         return function(POSTERIOR_ESTIMATORS["naive"], PRIOR_ESTIMATORS["naive"]), state
@@ -195,7 +199,7 @@ class Auto(eqx.Module):
         ]
         return (value, structure.unflatten(mixed)), state, leaves, pairs
 
-    def _learn(self, result, state, naive, pairs) -> Any:
+    def _learn(self, result, state, naive, pairs, work) -> Any:
         """What the draw of a step says about the strengths of the next one."""
         naive, pairs, mixed = jax.lax.stop_gradient((naive, pairs, jax.tree.leaves(result[1])))
         means, structure = jax.tree.flatten(state.mean)
@@ -226,12 +230,23 @@ class Auto(eqx.Module):
         moments = follow(old, new, known)
         curvature, slope, variance = moments[:, :3], moments[:, 3:5], moments[:, 5]
         trust = 1 - jnp.exp(-known / self.patience)
-        strengths, way = _best(curvature, slope, variance)
+        strengths, way = _best(curvature, slope, variance, jnp.array(work, dtype))
         mean = structure.unflatten(mean)
         state = AutoState(
             trust * strengths, way, curvature, slope, variance, mean, count, state.step
         )
         return result, state
+
+
+def _counted(way: Callable[[AutoState], Any], state: AutoState) -> tuple[Callable, float]:
+    """A way as it was traced, once, and its work."""
+    program, shapes = jax.make_jaxpr(way, return_shape=True)(state)
+    structure = jax.tree.structure(shapes)
+
+    def run(state: AutoState) -> Any:
+        return structure.unflatten(jaxpr_as_fun(program)(*jax.tree.leaves(state)))
+
+    return run, work_of(program)
 
 
 def _differences(derivative: Callable[[Array], PyTree], one: Array) -> list[Array | None]:
@@ -249,10 +264,14 @@ def _dot(one: Array | None, other: Array | None) -> Array:
 
 
 def _best(
-    curvature: Float[Array, "P 3"], slope: Float[Array, "P 2"], variance: Float[Array, " P"]
+    curvature: Float[Array, "P 3"],
+    slope: Float[Array, "P 2"],
+    variance: Float[Array, " P"],
+    work: Float[Array, "3"],
 ) -> tuple[Float[Array, "P 2"], Int[Array, ""]]:
-    """The strengths of least variance among those that are worth their time, and which these are.
+    """The strengths of the way with the least product of variance and work, and which that is.
 
+    The noise of a given time is that product: with half of the work there are twice as many draws.
     Each parameter's variance is a quadratic function of its two strengths, written here in units
     of the sizes of the two differences.
     """
@@ -275,7 +294,7 @@ def _best(
     scaled = choices * size[None]
     changes = scaled**2 + 2 * slopes[None] * scaled
     changes = jnp.sum(changes, axis=2) + 2 * cosine[:, 0][None] * scaled[..., 0] * scaled[..., 1]
-    left = jnp.sum(variance) + jnp.sum(changes, axis=1)
-    way = jnp.where(left[1] < (1 - WORTH[0]) * left[0], 1, 0)
-    way = jnp.where(left[2] < (1 - WORTH[1]) * left[way], 2, way)
+    noise = work * (jnp.sum(variance) + jnp.sum(changes, axis=1))
+    way = jnp.where(noise[1] < (1 - MARGINS[0]) * noise[0], 1, 0)
+    way = jnp.where(noise[2] < (1 - MARGINS[1]) * noise[way], 2, way)
     return choices[way], way.astype(jnp.int32)

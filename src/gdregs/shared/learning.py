@@ -9,9 +9,16 @@ SETTLING = 3
 FIRST, PERIOD = 100, 16
 """Every step teaches at first, when variances change fast; later on one step in so many."""
 
+MARGINS = 0.02, 0.1
+"""By what share variance times work must fall before one way takes the place of another.
+
+Of one posterior strength for all parameters; and of the prior's too, or of strengths of each
+parameter's own, whose variance is the least of many and therefore looks smaller than it is.
+"""
+
 WORTH = 0.02, 0.2
-"""The share of its variance that an estimator must take away to be worth the time that it takes.
+"""The share of its variance that an estimator must take away, where its work is not counted.
 
 Of one posterior strength for all parameters, which costs no more than the naive estimator does; and
-of the prior's too, or of strengths of each parameter's own, which take a second path.
+of the prior's too, which takes a second path.
 """
