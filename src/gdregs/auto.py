@@ -156,8 +156,10 @@ class Auto(eqx.Module):
             lambda state: self._with_common_strength(function, state),
             lambda state: self._mixed(function, state)[:2],
         )
-        programs, work = zip(*(_counted(way, state) for way in ways), strict=True)
-        programs = (*programs, lambda state: self._learn(*self._mixed(function, state), work))
+        counted = [_counted(way, state) for way in ways]
+        work = [work for _, work in counted]
+        programs = [program for program, _ in counted]
+        programs.append(lambda state: self._learn(*self._mixed(function, state), work=work))
         return jax.lax.switch(jnp.where(teaches, len(ways), state.way), programs, state)
 
     def _naive(self, function, state):
