@@ -38,7 +38,9 @@ def work_of(program: core.ClosedJaxpr) -> float:
 
     As a compiler does, it counts what is computed twice once, and what nothing depends on not at
     all. Of several branches the cheapest counts, since the others stand guard; of a loop without a
-    known end one round does.
+    known end one round does. XLA's own count (`jax.stages.Lowered.cost_analysis`) adds up branches
+    and takes the body of every loop once: it has the DReGs path of a flow guide at 0.7 times the
+    work of the naive gradient, where 2.6 is counted here and the measured time is 2.9 times.
 
     Args:
         program: As by `jax.make_jaxpr`.
@@ -113,13 +115,18 @@ def _called(equation: Any) -> core.ClosedJaxpr | None:
         return None
     for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         called = equation.params.get(name)
-        if isinstance(called, core.Jaxpr):
+        if isinstance(called, core.Jaxpr) and not called.constvars:
             called = core.ClosedJaxpr(called, [])
-        if isinstance(called, core.ClosedJaxpr) and len(called.jaxpr.invars) == len(
-            equation.invars
-        ):
+        if isinstance(called, core.ClosedJaxpr) and _is_like(called.jaxpr, equation):
             return called
     return None
+
+
+def _is_like(program: Any, equation: Any) -> bool:
+    """Whether a program takes and returns as many values as an equation."""
+    return len(program.invars) == len(equation.invars) and len(program.outvars) == len(
+        equation.outvars
+    )
 
 
 def _key(params: dict[str, Any]) -> Any:

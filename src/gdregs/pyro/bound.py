@@ -16,7 +16,7 @@ from gdregs.pyro.programs import Guide, Model, latents, moved, observed, without
 from gdregs.pyro.reading import inverses, read_layout, read_sites
 from gdregs.shared.checks import check_objective, positive_integer
 from gdregs.shared.graphs import check_mix
-from gdregs.shared.learning import WORTH
+from gdregs.shared.learning import WORK
 from gdregs.shared.tables import (
     AUTO,
     find_posterior_estimator,
@@ -32,8 +32,8 @@ from gdregs.torch.pull import pull
 from gdregs.torch.reexpress import NoPriorPathError
 from gdregs.torch.support import move_into_support
 
-WORTH_SECOND_RUN = 0.55, 0.2
-"""As `gdregs.shared.learning.WORTH`, where a mix takes 2.2 times the time of the naive gradient."""
+SECOND_RUN = 2.2
+"""How long a step takes that runs model and guide more than once, in units of one that does not."""
 
 
 class ScaledLatents(Objective):
@@ -190,7 +190,9 @@ class Bound(elbo.ELBO):
     def _make_auto(self, *, prior: bool) -> Auto:
         """A naive step on all particles runs model and guide once, a mix more often."""
         kept = min(self.num_gradient_samples or self.num_particles, self.num_particles)
-        return Auto(prior=prior, worth=WORTH_SECOND_RUN if kept == self.num_particles else WORTH)
+        of_posterior, of_both = WORK
+        times = SECOND_RUN if kept == self.num_particles else 1.0
+        return Auto(prior=prior, work=(times * of_posterior, times * of_both))
 
     def _learn(self, loss_of: Any, parameters: Any) -> Tensor:
         try:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from gdregs.shared.learning import FIRST, PERIOD, SETTLING, STRENGTHS, WORTH
+from gdregs.shared.learning import FIRST, MARGINS, PERIOD, SETTLING, STRENGTHS, WORK
 from gdregs.shared.tables import POSTERIOR_ESTIMATORS, PosteriorEstimator, PriorEstimator
 
 Loss = Callable[[PosteriorEstimator, PriorEstimator], Tensor]
@@ -29,8 +29,8 @@ class Auto:
         patience: How many draws it takes until what was measured outweighs the naive start.
         prior: Whether the prior's estimator is mixed too; where its distributions have no
             re-expression rule it must stay naive.
-        worth: The share of the naive gradient's variance that a mix with DReGs must take away to be
-            used; and what one with GDReGs too must take away of the better of those two.
+        work: How long a step takes with a mix with DReGs, and with one with GDReGs too, in units of
+            a naive one's. That is used which has the least variance times work.
 
     Example:
         >>> import gdregs.torch, torch
@@ -60,13 +60,13 @@ class Auto:
         decay: float = 0.95,
         patience: float = 20.0,
         prior: bool = True,
-        worth: tuple[float, float] = WORTH,
+        work: tuple[float, float] = WORK,
     ):
         if not 0 < decay < 1:
             raise ValueError(f"decay must lie between 0 and 1; got {decay}.")
         if not patience > 0:
             raise ValueError(f"patience must be positive; got {patience}.")
-        self.decay, self.patience, self.prior, self.worth = decay, patience, prior, worth
+        self.decay, self.patience, self.prior, self.work = decay, patience, prior, work
         self.strengths = (0.0, 0.0)
         self.mean: dict[Tensor, Tensor] = {}
         self.moments = torch.zeros(6, dtype=torch.float64)
@@ -149,7 +149,7 @@ class Auto:
         if known:
             self.moments += max(1 / known, 1 - self.decay) * (new - self.moments)
             trust = 1 - torch.exp(torch.tensor(-known / self.patience)).item()
-            beta, alpha = _best(self.moments.tolist(), self.worth)
+            beta, alpha = _best(self.moments.tolist(), self.work)
             self.strengths = (trust * beta, trust * alpha)
 
 
@@ -174,8 +174,8 @@ def _dot(one: list[Tensor], other: list[Tensor]) -> Tensor:
     return total
 
 
-def _best(moments: list[float], worth: tuple[float, float]) -> tuple[float, float]:
-    r"""The strengths of least variance among those that are worth their time.
+def _best(moments: list[float], work: tuple[float, float]) -> tuple[float, float]:
+    r"""The strengths with the least product of variance and work.
 
     The variance is $V + 2 s \cdot x + x \cdot C x$ with $x = (\beta, \alpha)$.
     """
@@ -200,5 +200,9 @@ def _best(moments: list[float], worth: tuple[float, float]) -> tuple[float, floa
             both = usable(beta, (qp * q - ridge * qq * p) / determinant)
         else:
             both = usable(0.0, -p / pp)
-    best = of_posterior if left(of_posterior) < (1 - worth[0]) * left(naive) else naive
-    return both if left(both) < (1 - worth[1]) * left(best) else best
+    best, least = naive, left(naive)
+    for strengths, its_work, margin in zip((of_posterior, both), work, MARGINS, strict=True):
+        noise = its_work * left(strengths)
+        if noise < (1 - margin) * least:
+            best, least = strengths, noise
+    return best
