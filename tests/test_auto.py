@@ -9,7 +9,7 @@ import pytest
 import gdregs
 import models
 import reference
-from gdregs.auto import SETTLING
+from gdregs.auto import SETTLING, _best
 
 KEY = jax.random.key(5)
 
@@ -86,6 +86,8 @@ def test_beta_must_be_a_number():
         gdregs.Auto(decay=1.0)
     with pytest.raises(ValueError, match="patience must be positive"):
         gdregs.Auto(patience=0.0)
+    with pytest.raises(ValueError, match="most_work must be 1 or more"):
+        gdregs.Auto(most_work=0.5)
 
 
 X = jnp.array([0.4, -1.0, 2.0])
@@ -147,9 +149,9 @@ def test_every_step_is_unbiased_and_to_look_at_the_draw_first_is_not(optimised):
 
 def test_strengths_approach_those_of_least_variance(monkeypatch):
     """Against the regression of the naive gradient on the differences, over 20,000 draws."""
-    monkeypatch.setattr("gdregs.auto.MARGINS", (-1e9, -1e9))  # whatever time it takes
-    auto = gdregs.Auto(decay=0.999, patience=1.0)
-    keys = jax.random.split(KEY, 16 * 3000)
+    monkeypatch.setattr("gdregs.auto.MARGINS", (-1e9,) * 3)  # whatever time it takes
+    auto = gdregs.Auto(decay=0.999, patience=1.0, most_work=float("inf"))
+    keys = jax.random.split(KEY, 64 * 3000)
     state, _ = jax.lax.scan(
         lambda state, key: (step(auto, state, key)[1], None), auto.init(PARAMETERS), keys
     )
@@ -172,8 +174,89 @@ def test_strengths_approach_those_of_least_variance(monkeypatch):
     np.testing.assert_array_equal(lam, 0)
 
 
-@pytest.mark.parametrize(("rounds", "way"), [(0, 1), (300, 0)], ids=["cheap", "costly"])
-def test_what_takes_more_time_than_it_is_worth_is_left(rounds, way):
+def quadratic(seed, number):
+    """Moments of so many parameters, of draws that were made up."""
+    draws = np.random.default_rng(seed).normal(size=(number, 3, 50))
+    by_q, by_p, noise = np.moveaxis(draws, 1, 0)
+    noise = noise - 0.8 * by_q - 0.5 * by_p
+    dots = [(by_q, by_q), (by_p, by_p), (by_q, by_p), (by_q, noise), (by_p, noise), (noise, noise)]
+    found = np.stack([np.sum(a * b, axis=1) for a, b in dots], axis=1)
+    return jnp.array(found[:, :3]), jnp.array(found[:, 3:5]), jnp.array(found[:, 5])
+
+
+def total(moments, strengths):
+    curvature, slope, variance = map(np.asarray, moments)
+    beta, alpha = np.asarray(strengths).T
+    changes = beta**2 * curvature[:, 0] + alpha**2 * curvature[:, 1]
+    changes += 2 * (beta * alpha * curvature[:, 2] + beta * slope[:, 0] + alpha * slope[:, 1])
+    return (variance + changes).sum()
+
+
+@pytest.mark.parametrize("way", [0, 1, 2, 3])
+def test_each_way_has_the_strengths_of_least_variance(float64, way):
+    """Of its kind: neighbours of it have more."""
+    moments = quadratic(way, 3)
+    work = jnp.where(jnp.arange(4) == way, 1.0, jnp.inf).at[0].set(1.0 if way == 0 else 1e9)
+    strengths, chosen = _best(*moments, work)
+    assert int(chosen) == way
+    least = total(moments, strengths)
+    free = {0: [], 1: [(slice(None), 0)], 2: [(slice(None), 0), (slice(None), 1)]}
+    free[3] = [(row, column) for row in range(3) for column in range(2)]
+    for where in free[way]:
+        assert np.all(strengths[where] != 0)
+        for step in (0.05, -0.05):
+            assert total(moments, strengths.at[where].add(step)) > least
+    if way in (1, 2):
+        np.testing.assert_array_equal(strengths, jnp.broadcast_to(strengths[:1], (3, 2)))
+    np.testing.assert_array_equal(strengths[:, way:], 0)  # the columns that it has not
+
+
+def test_one_strength_each_is_the_mix_of_all_three_gradients():
+    """The way that takes one backward pass against the one that takes three, draw by draw."""
+    auto = gdregs.Auto(most_work=float("inf"))
+    state = auto.init(PARAMETERS)
+    strengths = jnp.array([[0.0, 0.0], [0.7, 0.0], [0.0, 0.4]])
+    state = state._replace(step=jnp.array(101, jnp.int32), strengths=strengths)
+    (_, common), (_, own) = (
+        step(auto, state._replace(way=jnp.array(way, jnp.int32)), KEY)[0] for way in (2, 3)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), common, own)
+    (_, only_posterior), _ = step(auto, state._replace(way=jnp.array(1)), KEY)
+    np.testing.assert_allclose(only_posterior["phi"], own["phi"], rtol=1e-5)
+    _, naive = gradient(PARAMETERS, KEY)
+    np.testing.assert_allclose(only_posterior["theta"], naive["theta"], rtol=1e-5)
+    assert abs(float(own["theta"] - naive["theta"])) > 1e-3
+
+
+def test_strengths_of_more_digits_than_the_parameters(float64):
+    """Where 64 bits are enabled and the parameters have 32."""
+    auto = gdregs.Auto()
+    state = auto.init(PARAMETERS)
+    assert state.strengths.dtype == jnp.float64
+    for way in range(4):
+        at = state._replace(step=jnp.array(101, jnp.int32), way=jnp.array(way, jnp.int32))
+        (_, found), _ = step(auto, at._replace(strengths=jnp.full((3, 2), 0.5)), KEY)
+        assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype(jnp.float32)}
+
+
+@pytest.mark.parametrize(
+    ("begin", "steps", "taught"), [(0, 100, 100), (100, 64, 4), (1000, 128, 2)]
+)
+def test_later_steps_teach_less_often(begin, steps, taught):
+    auto = gdregs.Auto()
+    state = auto.init(PARAMETERS)._replace(step=jnp.array(begin, jnp.int32))
+    keys = jax.random.split(KEY, steps)
+    state, _ = jax.lax.scan(lambda state, key: (step(auto, state, key)[1], None), state, keys)
+    assert int(state.step) == begin + steps
+    assert float(state.count) == taught
+
+
+@pytest.mark.parametrize(
+    ("rounds", "most_work", "way"),
+    [(0, 1.2, 1), (3, 1.2, 0), (3, float("inf"), 1), (300, float("inf"), 0)],
+    ids=["cheap", "longer than asked", "worth it", "not worth it"],
+)
+def test_what_takes_more_time_than_it_is_worth_is_left(rounds, most_work, way):
     """A path that makes a step many times as long must take away as much of the variance."""
 
     def slow(value):
@@ -189,7 +272,7 @@ def test_what_takes_more_time_than_it_is_worth_is_left(rounds, way):
             found = jax.tree.map(lambda leaf: leaf + 0 * slow(jnp.sum(leaf)), found)
         return value, found
 
-    auto = gdregs.Auto()
+    auto = gdregs.Auto(most_work=most_work)
 
     def teach(state, key):
         return auto.value_and_grad(lambda *pair: function(key, *pair), state)[1], None

@@ -8,9 +8,11 @@ $$g = g^{\mathrm{naive}} + \beta_i d^q_i + \alpha_i d^p_i$$
 is unbiased for strengths $\beta_i$, $\alpha_i$ of each parameter i (each array of them) that were
 fixed before the draw. Its variance is a sum over parameters, and for each of them a quadratic
 function of two numbers, whose minimum follows from running means over the draws of earlier steps.
-What is taken is what leaves the least noise in a given time: variance times work, which is counted.
+What is taken is what leaves the least noise in a given time: variance times work, which is counted;
+of what makes no step much longer than it was.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,7 +24,15 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from gdregs.evaluation.work import work_of
 from gdregs.reexpression.reparameterized import depend
-from gdregs.shared.learning import FIRST, MARGINS, PERIOD, SETTLING, STRENGTHS
+from gdregs.shared.learning import (
+    FIRST,
+    LATE,
+    MARGINS,
+    MOST_WORK,
+    PERIODS,
+    SETTLING,
+    STRENGTHS,
+)
 from gdregs.shared.tables import (
     POSTERIOR_ESTIMATORS,
     PRIOR_ESTIMATORS,
@@ -39,7 +49,8 @@ class AutoState(NamedTuple):
 
     Attributes:
         strengths: $(\beta_i, \alpha_i)$ of each parameter.
-        way: What is worth its time: 0 the naive gradient, 1 one $\beta$ for all, 2 all strengths.
+        way: What is worth its time: 0 the naive gradient, 1 one $\beta$ for all parameters, 2 one
+            $\beta$ and one $\alpha$, 3 strengths of each parameter's own.
         curvature: Running means of the inner products of $d^q_i$ and $d^p_i$: of each with itself,
             and of the two.
         slope: Running means of their inner products with $g^{\mathrm{naive}}_i - \bar g_i$.
@@ -74,6 +85,10 @@ class Auto(eqx.Module):
         patience: How many draws it takes until what was measured outweighs the naive start.
         prior: Whether the prior's estimator is mixed too; where its distributions have no
             re-expression rule it must stay naive.
+        most_work: What a step may take at most, in units of the naive gradient's counted work. A
+            flow whose density needs its inverse, or a prior whose path is as much work as the
+            rest, can be above it and worth it all the same: `float("inf")` judges by variance times
+            work alone.
 
     Example:
         >>> import gdregs, jax, numpyro.distributions as dist
@@ -105,12 +120,15 @@ class Auto(eqx.Module):
     decay: float = eqx.field(static=True, default=0.95)
     patience: float = eqx.field(static=True, default=20.0)
     prior: bool = eqx.field(static=True, default=True)
+    most_work: float = eqx.field(static=True, default=MOST_WORK)
 
     def __check_init__(self):
         if not 0 < self.decay < 1:
             raise ValueError(f"decay must lie between 0 and 1; got {self.decay}.")
         if not self.patience > 0:
             raise ValueError(f"patience must be positive; got {self.patience}.")
+        if not self.most_work >= 1:
+            raise ValueError(f"most_work must be 1 or more; got {self.most_work}.")
 
     def init(self, gradient: PyTree) -> AutoState:
         """The state before the first draw.
@@ -149,35 +167,62 @@ class Auto(eqx.Module):
         Returns:
             What `function` returned, with the mixed gradient, and the next state.
         """
-        teaches = (state.step < FIRST) | (state.step % PERIOD == 0)
+        period = jnp.where(state.step < LATE, *PERIODS)
+        teaches = (state.step < FIRST) | (state.step % period == 0)
         state = state._replace(step=state.step + 1)
         ways = (
-            lambda state: self._naive(function, state),
-            lambda state: self._with_common_strength(function, state),
-            lambda state: self._mixed(function, state)[:2],
+            lambda _: self._naive(function),
+            lambda state: self._with_common_strengths(function, state, prior=False),
+            lambda state: self._with_common_strengths(function, state, prior=self.prior),
+            lambda state: self._mixed(function, state, prior=self.prior)[0],
         )
-        counted = [_counted(way, state) for way in ways]
-        work = [work for _, work in counted]
-        programs = [program for program, _ in counted]
-        programs.append(lambda state: self._learn(*self._mixed(function, state), work=work))
-        return jax.lax.switch(jnp.where(teaches, len(ways), state.way), programs, state)
+        programs, work = zip(*(_counted(way, state) for way in ways), strict=True)
+        work = [one if one <= self.most_work * work[0] else math.inf for one in work]
+        if min(work[1:]) == math.inf:
+            return programs[0](state), state
+        prior = self.prior and min(work[2:]) < math.inf
 
-    def _naive(self, function, state):
-        return function(POSTERIOR_ESTIMATORS["naive"], PRIOR_ESTIMATORS["naive"]), state
+        def learn(state):
+            result, naive, pairs = self._mixed(function, state, prior=prior)
+            return result, *self._learn(state, naive, pairs, work)
 
-    def _with_common_strength(self, function, state):
-        r"""One $\beta$ for all parameters is one share of the cotangent, and so one path."""
-        used = state.strengths[:, 0] != 0
-        beta = jnp.sum(state.strengths[:, 0]) / jnp.maximum(jnp.sum(used), 1)
+        # The mean is as large as the parameters: a branch that only hands it on would copy it.
+        rest, nothing = state._replace(mean=()), jnp.zeros_like(state.count)
+        present = [
+            lambda state, way=way if one < math.inf else programs[0]: (way(state), rest, nothing)
+            for way, one in zip(programs, work, strict=True)
+        ]
+        turn = jnp.where(teaches, len(ways), state.way)
+        result, rest, weight = jax.lax.switch(turn, [*present, learn], state)
+
+        def follow(mean, gradient):
+            gradient = jax.lax.stop_gradient(gradient)
+            new = mean + weight.astype(mean.dtype) * (gradient - mean)
+            return jnp.where(weight > 0, new, mean)
+
+        means, structure = jax.tree.flatten(state.mean)
+        mean = structure.unflatten(map(follow, means, jax.tree.leaves(result[1])))
+        return result, rest._replace(mean=mean)
+
+    def _naive(self, function):
+        return function(POSTERIOR_ESTIMATORS["naive"], PRIOR_ESTIMATORS["naive"])
+
+    def _with_common_strengths(self, function, state, prior):
+        r"""One $\beta$ and one $\alpha$ for all parameters are rows of the tables: one gradient."""
+
+        def common(strengths):
+            used = strengths != 0
+            return jnp.sum(strengths) / jnp.maximum(jnp.sum(used), 1)
+
+        beta, alpha = common(state.strengths[:, 0]), common(state.strengths[:, 1])
         posterior = PosteriorEstimator(density=1 - beta, constant=1 - beta, slope=beta)
-        return function(posterior, PRIOR_ESTIMATORS["naive"]), state
+        return function(posterior, PriorEstimator(alpha if prior else 0))
 
-    def _mixed(self, function: ValueAndGrad, state: AutoState) -> Any:
-        """The value and the mixed gradient, the state, and the naive gradient and differences."""
+    def _mixed(self, function: ValueAndGrad, state: AutoState, *, prior: bool) -> Any:
+        """The value and the mixed gradient, and the naive gradient and the differences from it."""
 
         def gradient_of(beta, alpha):
-            prior = PriorEstimator(alpha if self.prior else 0)
-            value, gradient = function(PosteriorMix(beta), prior)
+            value, gradient = function(PosteriorMix(beta), PriorEstimator(alpha if prior else 0))
             return gradient, value
 
         zero, one = jnp.zeros(()), jnp.ones(())
@@ -199,12 +244,11 @@ class Auto(eqx.Module):
             )
             for leaf, pair, strengths in zip(leaves, pairs, state.strengths, strict=True)
         ]
-        return (value, structure.unflatten(mixed)), state, leaves, pairs
+        return (value, structure.unflatten(mixed)), leaves, pairs
 
-    def _learn(self, result, state, naive, pairs, work) -> Any:
-        """What the draw of a step says about the strengths of the next one."""
-        naive, pairs, mixed = jax.lax.stop_gradient((naive, pairs, jax.tree.leaves(result[1])))
-        means, structure = jax.tree.flatten(state.mean)
+    def _learn(self, state, naive, pairs, work) -> Any:
+        """What a draw says about the next one, and the weight of its gradient in the mean."""
+        naive, pairs = jax.lax.stop_gradient((naive, pairs))
         dtype = state.slope.dtype
 
         def inner_products(leaf, mean, pair):
@@ -213,31 +257,25 @@ class Auto(eqx.Module):
             products = ((by_q, by_q), (by_p, by_p), (by_q, by_p), (by_q, noise), (by_p, noise))
             return jnp.stack([_dot(*one) for one in (*products, (noise, noise))]).astype(dtype)
 
-        new = jnp.stack(list(map(inner_products, naive, means, pairs)))
+        new = jnp.stack(list(map(inner_products, naive, jax.tree.leaves(state.mean), pairs)))
         finite = jnp.all(jnp.isfinite(new))
         count = state.count + 1
         known = jnp.maximum(count - SETTLING, 0)
 
-        def follow(old, new, number):
-            """A plain mean of the first draws, an exponential one later."""
+        def weight(number):
+            """Of a plain mean of the first draws, of an exponential one later."""
             weight = jnp.maximum(1 / jnp.maximum(number, 1), 1 - self.decay)
-            weight = jnp.where(finite & (number > 0), weight, 0).astype(old.dtype)
-            return old + jnp.where(weight > 0, weight * (new - old), 0)
+            return jnp.where(finite & (number > 0), weight, 0).astype(dtype)
 
-        mean = [
-            follow(mean, leaf, count) if any(one is not None for one in pair) else mean
-            for mean, leaf, pair in zip(means, mixed, pairs, strict=True)
-        ]
         old = jnp.concatenate([state.curvature, state.slope, state.variance[:, None]], axis=1)
-        moments = follow(old, new, known)
+        moments = jnp.where(weight(known) > 0, old + weight(known) * (new - old), old)
         curvature, slope, variance = moments[:, :3], moments[:, 3:5], moments[:, 5]
         trust = 1 - jnp.exp(-known / self.patience)
         strengths, way = _best(curvature, slope, variance, jnp.array(work, dtype))
-        mean = structure.unflatten(mean)
-        state = AutoState(
-            trust * strengths, way, curvature, slope, variance, mean, count, state.step
+        learned = AutoState(
+            trust * strengths, way, curvature, slope, variance, (), count, state.step
         )
-        return result, state
+        return learned, weight(count)
 
 
 def _counted(way: Callable[[AutoState], Any], state: AutoState) -> tuple[Callable, float]:
@@ -269,34 +307,41 @@ def _best(
     curvature: Float[Array, "P 3"],
     slope: Float[Array, "P 2"],
     variance: Float[Array, " P"],
-    work: Float[Array, "3"],
+    work: Float[Array, "4"],
 ) -> tuple[Float[Array, "P 2"], Int[Array, ""]]:
     """The strengths of the way with the least product of variance and work, and which that is.
 
     The noise of a given time is that product: with half of the work there are twice as many draws.
-    Each parameter's variance is a quadratic function of its two strengths, written here in units
-    of the sizes of the two differences.
+    Each parameter's variance is a quadratic function of its two strengths, and what several have in
+    common minimises the sum of theirs.
     """
+    curvatures, slopes = (jnp.sum(one, axis=0, keepdims=True) for one in (curvature, slope))
+    by_posterior = jnp.array([[1.0, 0.0]])
+    choices = [
+        jnp.zeros_like(slope),
+        _minimum(curvatures * jnp.array([[1.0, 0.0, 0.0]]), slopes * by_posterior),
+        _minimum(curvatures, slopes),
+        _minimum(curvature, slope),
+    ]
+    choices = jnp.stack([jnp.where(curvature[:, :2] > 0, one, 0) for one in choices])
+    beta, alpha = choices[..., 0], choices[..., 1]
+    products = jnp.stack([beta**2, alpha**2, 2 * beta * alpha, 2 * beta, 2 * alpha], axis=2)
+    changes = products * jnp.concatenate([curvature, slope], axis=1)[None]
+    noise = jnp.sum(variance) + jnp.sum(changes, axis=(1, 2))
+    noise = jnp.where(jnp.isfinite(work), work * noise, jnp.inf)
+    way = jnp.zeros((), jnp.int32)
+    for other, margin in enumerate(MARGINS, start=1):
+        way = jnp.where(noise[other] < (1 - margin) * noise[way], other, way)
+    return choices[way], way
+
+
+def _minimum(curvature: Float[Array, "P 3"], slope: Float[Array, "P 2"]) -> Float[Array, "P 2"]:
+    """Where quadratic functions of two numbers are least, in units of the sizes of both."""
     size = jnp.sqrt(curvature[:, :2])
     exists = size > 0
     size = jnp.where(exists, size, 1)
-    slopes = jnp.where(exists, slope / size, 0)
+    slope = jnp.where(exists, slope / size, 0)
     cosine = jnp.where(jnp.all(exists, axis=1), curvature[:, 2] / (size[:, 0] * size[:, 1]), 0)
     cosine, ridge = cosine[:, None], 1 + 1e-3
-    own = (cosine * jnp.flip(slopes, axis=1) - ridge * slopes) / (ridge**2 - cosine**2) / size
-    whole = jnp.sum(curvature[:, 0])
-    common = -jnp.sum(slope[:, 0]) / jnp.where(whole > 0, whole, 1)
-    common = jnp.stack([jnp.full_like(cosine[:, 0], common), jnp.zeros_like(cosine[:, 0])], axis=1)
-
-    def usable(strengths):
-        strengths = jnp.where(exists & jnp.isfinite(strengths), strengths, 0)
-        return jnp.clip(strengths, *STRENGTHS)
-
-    choices = jnp.stack([jnp.zeros_like(own), usable(common), usable(own)])
-    scaled = choices * size[None]
-    changes = scaled**2 + 2 * slopes[None] * scaled
-    changes = jnp.sum(changes, axis=2) + 2 * cosine[:, 0][None] * scaled[..., 0] * scaled[..., 1]
-    noise = work * (jnp.sum(variance) + jnp.sum(changes, axis=1))
-    way = jnp.where(noise[1] < (1 - MARGINS[0]) * noise[0], 1, 0)
-    way = jnp.where(noise[2] < (1 - MARGINS[1]) * noise[way], 2, way)
-    return choices[way], way.astype(jnp.int32)
+    found = (cosine * jnp.flip(slope, axis=1) - ridge * slope) / (ridge**2 - cosine**2) / size
+    return jnp.clip(jnp.where(exists & jnp.isfinite(found), found, 0), *STRENGTHS)

@@ -6,6 +6,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from gdregs.reexpression.paths import refuse_captured
@@ -54,7 +55,7 @@ def _scale_gradient(leaf: Array, strength: Any) -> Array:
 @_scale_gradient.defjvp
 def _scale_gradient_jvp(primals, tangents):
     (leaf, strength), (leaf_tangent, _) = primals, tangents
-    return leaf, strength * leaf_tangent
+    return leaf, jnp.astype(strength, leaf_tangent.dtype) * leaf_tangent
 
 
 def gated(part: Any, strength: Any) -> Any:

@@ -1,5 +1,6 @@
 """`numpyro.infer.SVI` that learns, step by step, how much of which gradient estimator to take."""
 
+import dataclasses
 import warnings
 from typing import Any
 
@@ -141,7 +142,7 @@ class SVI(infer.SVI):
     def _what_can_be_mixed(self, state, args, kwargs) -> Auto | None:
         """The mix of both estimators, or of the posterior's alone, or none; says why, once."""
         params = self.optim.get_params(state.optim_state)
-        only_posterior = Auto(self.auto.decay, self.auto.patience, prior=False)
+        only_posterior = dataclasses.replace(self.auto, prior=False)
         choices = (self.auto, only_posterior) if self.auto.prior else (self.auto,)
         reasons = []
         for auto in choices:

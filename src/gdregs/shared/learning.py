@@ -6,15 +6,21 @@ STRENGTHS = (-1.0, 2.0)
 SETTLING = 3
 """Draws from which the mean gradient alone is learned, before anything is measured against it."""
 
-FIRST, PERIOD = 100, 16
-"""Every step teaches at first, when variances change fast; later on one step in so many."""
+FIRST, LATE = 100, 1000
+"""Every step teaches at first, when variances change fast; from the second on, few do."""
 
-MARGINS = 0.02, 0.1
+PERIODS = 16, 64
+"""Of how many steps one teaches, between the two and from the second on."""
+
+MARGINS = 0.02, 0.1, 0.1
 """By what share variance times work must fall before one way takes the place of another.
 
-Of one posterior strength for all parameters; and of the prior's too, or of strengths of each
+Of one posterior strength for all parameters; of the prior's too; and of strengths of each
 parameter's own, whose variance is the least of many and therefore looks smaller than it is.
 """
+
+MOST_WORK = 1.2
+"""What a step may take at most of the naive gradient's work, however much noise it removes."""
 
 WORK = 1.0, 1.125
 """What a mix with DReGs takes, and one with GDReGs too, of the naive gradient's work.

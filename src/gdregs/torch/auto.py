@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from gdregs.shared.learning import FIRST, MARGINS, PERIOD, SETTLING, STRENGTHS, WORK
+from gdregs.shared.learning import FIRST, LATE, MARGINS, PERIODS, SETTLING, STRENGTHS, WORK
 from gdregs.shared.tables import POSTERIOR_ESTIMATORS, PosteriorEstimator, PriorEstimator
 
 Loss = Callable[[PosteriorEstimator, PriorEstimator], Tensor]
@@ -22,7 +22,8 @@ class Auto:
 
     Before anything is known it is the naive gradient. Every step takes its strengths from the draws
     of the steps before, so that every step is unbiased. A step that teaches differentiates the loss
-    three times, at the same random numbers: the first hundred do, and later one in sixteen.
+    three times, at the same random numbers: the first hundred do, later one in sixteen, and from
+    the thousandth on one in 64.
 
     Args:
         decay: How slowly old draws are forgotten: about $1/(1 - \mathrm{decay})$ of them count.
@@ -96,7 +97,8 @@ class Auto:
         Returns:
             The loss, without gradient.
         """
-        teaches = self.step < FIRST or self.step % PERIOD == 0
+        period = PERIODS[self.step >= LATE]
+        teaches = self.step < FIRST or self.step % period == 0
         self.step += 1
         if not teaches:
             return self._backward(function, retain_graph)
@@ -201,7 +203,7 @@ def _best(moments: list[float], work: tuple[float, float]) -> tuple[float, float
         else:
             both = usable(0.0, -p / pp)
     best, least = naive, left(naive)
-    for strengths, its_work, margin in zip((of_posterior, both), work, MARGINS, strict=True):
+    for strengths, its_work, margin in zip((of_posterior, both), work, MARGINS, strict=False):
         noise = its_work * left(strengths)
         if noise < (1 - margin) * least:
             best, least = strengths, noise
