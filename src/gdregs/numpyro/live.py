@@ -63,11 +63,11 @@ def sum_of_bounds(
         found = prior.likelihood(z) + prior.log_prob(z) - log_posterior
         return found if inside is None else jnp.where(inside, found, -jnp.inf)
 
-    function, sources = jax.closure_convert(log_weights)
+    both, sources = jax.closure_convert(lambda: (log_weights(), jnp.sum(guarded())))
     if not sources:
         return jnp.sum(guarded())
     try:
-        found, pull = jax.vjp(function, *sources)
+        found, pull = jax.vjp(lambda *sources: both(*sources)[0], *sources)
         found = jax.lax.stop_gradient(jnp.where(jnp.isnan(found), -jnp.inf, found))
         fold, shape = whole(found)
         summary = objective.summarize(fold, shape)
@@ -76,13 +76,12 @@ def sum_of_bounds(
         gradient = pull(jax.lax.stop_gradient(jnp.where(found > -jnp.inf, v, 0)))
     except ValueError:  # a loop that only forward mode can differentiate
         return jnp.sum(guarded())
-    gradient = jax.lax.stop_gradient(gradient)
+
+    def otherwise() -> tuple[Array, ...]:
+        return jax.grad(lambda sources: both(*sources)[1])(tuple(sources))
+
     is_finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in gradient]))
-    terms = [
-        jnp.sum(source * jnp.where(is_finite, leaf, 0))
-        for source, leaf in zip(sources, gradient, strict=True)
-    ]
-    otherwise = jax.lax.cond(
-        is_finite, lambda: jnp.zeros_like(value), lambda: jnp.sum(guarded()).astype(value.dtype)
-    )
-    return with_path(value, sum(terms, otherwise).astype(value.dtype))
+    gradient = jax.lax.cond(is_finite, lambda: gradient, otherwise)
+    gradient = jax.lax.stop_gradient(gradient)
+    terms = [jnp.sum(source * leaf) for source, leaf in zip(sources, gradient, strict=True)]
+    return with_path(value, sum(terms).astype(value.dtype))
