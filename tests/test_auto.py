@@ -180,15 +180,13 @@ def quadratic(seed, number):
     by_q, by_p, noise = np.moveaxis(draws, 1, 0)
     noise = noise - 0.8 * by_q - 0.5 * by_p
     dots = [(by_q, by_q), (by_p, by_p), (by_q, by_p), (by_q, noise), (by_p, noise), (noise, noise)]
-    found = np.stack([np.sum(a * b, axis=1) for a, b in dots], axis=1)
-    return jnp.array(found[:, :3]), jnp.array(found[:, 3:5]), jnp.array(found[:, 5])
+    return jnp.array(np.stack([np.sum(a * b, axis=1) for a, b in dots], axis=1))
 
 
 def total(moments, strengths):
-    curvature, slope, variance = map(np.asarray, moments)
+    qq, pp, qp, q, p, variance = np.asarray(moments).T
     beta, alpha = np.asarray(strengths).T
-    changes = beta**2 * curvature[:, 0] + alpha**2 * curvature[:, 1]
-    changes += 2 * (beta * alpha * curvature[:, 2] + beta * slope[:, 0] + alpha * slope[:, 1])
+    changes = beta**2 * qq + alpha**2 * pp + 2 * (beta * alpha * qp + beta * q + alpha * p)
     return (variance + changes).sum()
 
 
@@ -197,7 +195,7 @@ def test_each_way_has_the_strengths_of_least_variance(float64, way):
     """Of its kind: neighbours of it have more."""
     moments = quadratic(way, 3)
     work = jnp.where(jnp.arange(4) == way, 1.0, jnp.inf).at[0].set(1.0 if way == 0 else 1e9)
-    strengths, chosen = _best(*moments, work)
+    strengths, chosen = _best(moments, work)
     assert int(chosen) == way
     least = total(moments, strengths)
     free = {0: [], 1: [(slice(None), 0)], 2: [(slice(None), 0), (slice(None), 1)]}
@@ -217,6 +215,7 @@ def test_one_strength_each_is_the_mix_of_all_three_gradients():
     state = auto.init(PARAMETERS)
     strengths = jnp.array([[0.0, 0.0], [0.7, 0.0], [0.0, 0.4]])
     state = state._replace(step=jnp.array(101, jnp.int32), strengths=strengths)
+    state = state._replace(common=jnp.array([0.7, 0.4]))
     (_, common), (_, own) = (
         step(auto, state._replace(way=jnp.array(way, jnp.int32)), KEY)[0] for way in (2, 3)
     )
@@ -235,7 +234,8 @@ def test_strengths_of_more_digits_than_the_parameters(float64):
     assert state.strengths.dtype == jnp.float64
     for way in range(4):
         at = state._replace(step=jnp.array(101, jnp.int32), way=jnp.array(way, jnp.int32))
-        (_, found), _ = step(auto, at._replace(strengths=jnp.full((3, 2), 0.5)), KEY)
+        at = at._replace(strengths=jnp.full((3, 2), 0.5), common=jnp.full(2, 0.5))
+        (_, found), _ = step(auto, at, KEY)
         assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype(jnp.float32)}
 
 

@@ -49,22 +49,20 @@ class AutoState(NamedTuple):
 
     Attributes:
         strengths: $(\beta_i, \alpha_i)$ of each parameter.
+        common: $(\beta, \alpha)$ of all parameters, where those have no strengths of their own.
         way: What is worth its time: 0 the naive gradient, 1 one $\beta$ for all parameters, 2 one
             $\beta$ and one $\alpha$, 3 strengths of each parameter's own.
-        curvature: Running means of the inner products of $d^q_i$ and $d^p_i$: of each with itself,
-            and of the two.
-        slope: Running means of their inner products with $g^{\mathrm{naive}}_i - \bar g_i$.
-        variance: Running means of $|g^{\mathrm{naive}}_i - \bar g_i|^2$.
+        moments: Running means of inner products: of $d^q_i$ and of $d^p_i$ with itself, and of the
+            two; of each with the noise $g^{\mathrm{naive}}_i - \bar g_i$; and of that with itself.
         mean: Running mean $\bar g$ of the gradient, a pytree like it.
         count: How many draws have taught.
         step: How many steps there have been.
     """
 
     strengths: Float[Array, "P 2"]
+    common: Float[Array, "2"]
     way: Int[Array, ""]
-    curvature: Float[Array, "P 3"]
-    slope: Float[Array, "P 2"]
-    variance: Float[Array, " P"]
+    moments: Float[Array, "P 6"]
     mean: PyTree
     count: Float[Array, ""]
     step: Int[Array, ""]
@@ -145,10 +143,9 @@ class Auto(eqx.Module):
         count = len(jax.tree.leaves(mean))
         return AutoState(
             jnp.zeros((count, 2), dtype),
+            jnp.zeros((2,), dtype),
             jnp.zeros((), jnp.int32),
-            jnp.zeros((count, 3), dtype),
-            jnp.zeros((count, 2), dtype),
-            jnp.zeros((count,), dtype),
+            jnp.zeros((count, 6), dtype),
             mean,
             jnp.zeros((), dtype),
             jnp.zeros((), jnp.int32),
@@ -169,7 +166,7 @@ class Auto(eqx.Module):
         """
         period = jnp.where(state.step < LATE, *PERIODS)
         teaches = (state.step < FIRST) | (state.step % period == 0)
-        state = state._replace(step=state.step + 1)
+        step, state = state.step + 1, state._replace(step=())
         ways = (
             lambda _: self._naive(function),
             lambda state: self._with_common_strengths(function, state, prior=False),
@@ -179,7 +176,7 @@ class Auto(eqx.Module):
         programs, work = zip(*(_counted(way, state) for way in ways), strict=True)
         work = [one if one <= self.most_work * work[0] else math.inf for one in work]
         if min(work[1:]) == math.inf:
-            return programs[0](state), state
+            return programs[0](state), state._replace(step=step)
         prior = self.prior and min(work[2:]) < math.inf
 
         def learn(state):
@@ -202,19 +199,14 @@ class Auto(eqx.Module):
 
         means, structure = jax.tree.flatten(state.mean)
         mean = structure.unflatten(map(follow, means, jax.tree.leaves(result[1])))
-        return result, rest._replace(mean=mean)
+        return result, rest._replace(mean=mean, step=step)
 
     def _naive(self, function):
         return function(POSTERIOR_ESTIMATORS["naive"], PRIOR_ESTIMATORS["naive"])
 
     def _with_common_strengths(self, function, state, prior):
         r"""One $\beta$ and one $\alpha$ for all parameters are rows of the tables: one gradient."""
-
-        def common(strengths):
-            used = strengths != 0
-            return jnp.sum(strengths) / jnp.maximum(jnp.sum(used), 1)
-
-        beta, alpha = common(state.strengths[:, 0]), common(state.strengths[:, 1])
+        beta, alpha = state.common
         posterior = PosteriorEstimator(density=1 - beta, constant=1 - beta, slope=beta)
         return function(posterior, PriorEstimator(alpha if prior else 0))
 
@@ -249,7 +241,7 @@ class Auto(eqx.Module):
     def _learn(self, state, naive, pairs, work) -> Any:
         """What a draw says about the next one, and the weight of its gradient in the mean."""
         naive, pairs = jax.lax.stop_gradient((naive, pairs))
-        dtype = state.slope.dtype
+        dtype = state.moments.dtype
 
         def inner_products(leaf, mean, pair):
             noise = leaf - mean
@@ -267,15 +259,14 @@ class Auto(eqx.Module):
             weight = jnp.maximum(1 / jnp.maximum(number, 1), 1 - self.decay)
             return jnp.where(finite & (number > 0), weight, 0).astype(dtype)
 
-        old = jnp.concatenate([state.curvature, state.slope, state.variance[:, None]], axis=1)
-        moments = jnp.where(weight(known) > 0, old + weight(known) * (new - old), old)
-        curvature, slope, variance = moments[:, :3], moments[:, 3:5], moments[:, 5]
+        moments = state.moments + weight(known) * (new - state.moments)
+        moments = jnp.where(weight(known) > 0, moments, state.moments)
         trust = 1 - jnp.exp(-known / self.patience)
-        strengths, way = _best(curvature, slope, variance, jnp.array(work, dtype))
-        learned = AutoState(
-            trust * strengths, way, curvature, slope, variance, (), count, state.step
-        )
-        return learned, weight(count)
+        strengths, way = _best(moments, jnp.array(work, dtype))
+        strengths = trust * strengths
+        is_used = jnp.sum(strengths != 0, axis=0)
+        common = jnp.sum(strengths, axis=0) / jnp.maximum(is_used, 1)
+        return AutoState(strengths, common, way, moments, (), count, ()), weight(count)
 
 
 def _counted(way: Callable[[AutoState], Any], state: AutoState) -> tuple[Callable, float]:
@@ -304,10 +295,7 @@ def _dot(one: Array | None, other: Array | None) -> Array:
 
 
 def _best(
-    curvature: Float[Array, "P 3"],
-    slope: Float[Array, "P 2"],
-    variance: Float[Array, " P"],
-    work: Float[Array, "4"],
+    moments: Float[Array, "P 6"], work: Float[Array, "4"]
 ) -> tuple[Float[Array, "P 2"], Int[Array, ""]]:
     """The strengths of the way with the least product of variance and work, and which that is.
 
@@ -315,6 +303,7 @@ def _best(
     Each parameter's variance is a quadratic function of its two strengths, and what several have in
     common minimises the sum of theirs.
     """
+    curvature, slope, variance = moments[:, :3], moments[:, 3:5], moments[:, 5]
     curvatures, slopes = (jnp.sum(one, axis=0, keepdims=True) for one in (curvature, slope))
     by_posterior = jnp.array([[1.0, 0.0]])
     choices = [
@@ -326,7 +315,7 @@ def _best(
     choices = jnp.stack([jnp.where(curvature[:, :2] > 0, one, 0) for one in choices])
     beta, alpha = choices[..., 0], choices[..., 1]
     products = jnp.stack([beta**2, alpha**2, 2 * beta * alpha, 2 * beta, 2 * alpha], axis=2)
-    changes = products * jnp.concatenate([curvature, slope], axis=1)[None]
+    changes = products * moments[None, :, :5]
     noise = jnp.sum(variance) + jnp.sum(changes, axis=(1, 2))
     noise = jnp.where(jnp.isfinite(work), work * noise, jnp.inf)
     way = jnp.zeros((), jnp.int32)
