@@ -266,7 +266,10 @@ class Auto(eqx.Module):
         strengths = trust * strengths
         is_used = jnp.sum(strengths != 0, axis=0)
         common = jnp.sum(strengths, axis=0) / jnp.maximum(is_used, 1)
-        return AutoState(strengths, common, way, moments, (), count, ()), weight(count)
+        learned = state._replace(
+            strengths=strengths, common=common, way=way, moments=moments, mean=(), count=count
+        )
+        return learned, weight(count)
 
 
 def _counted(way: Callable[[AutoState], Any], state: AutoState) -> tuple[Callable, float]:

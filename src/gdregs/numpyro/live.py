@@ -84,4 +84,4 @@ def sum_of_bounds(
     gradient = jax.lax.cond(is_finite, lambda: gradient, otherwise)
     gradient = jax.lax.stop_gradient(gradient)
     terms = [jnp.sum(source * leaf) for source, leaf in zip(sources, gradient, strict=True)]
-    return with_path(value, sum(terms).astype(value.dtype))
+    return with_path(value, sum(terms, jnp.zeros_like(value)).astype(value.dtype))
