@@ -265,9 +265,9 @@ def page(content):
 better of our naive gradient and `RenyiELBO(alpha=0)` at the same parameters: the largest ratio
 before step 100 and from then on, and the last, with standard errors over {content["draws"]} draws.
 *Bound*: with K = 1,000 after training by each objective, in nats, with the standard error over
-{SEEDS} seeds and the draws. *Time* of a step on one core (`taskset -c 0`), relative to `RenyiELBO`'s (to `TraceEnum_ELBO`'s where
-components are summed out), over the first 1,000 steps, 156 of which learn from several gradients,
-and over as many later ones, of which 16 do.
+{SEEDS} seeds and the draws. *Time* of a step on one core (`taskset -c 0`), relative to
+`RenyiELBO`'s (to `TraceEnum_ELBO`'s where components are summed out), over the first 1,000 steps,
+156 of which learn from several gradients, and over as many later ones, of which 16 do.
 
 {markdown_table(header, rows)}
 
