@@ -240,7 +240,7 @@ def test_strengths_of_more_digits_than_the_parameters(float64):
 
 
 @pytest.mark.parametrize(
-    ("begin", "steps", "taught"), [(0, 100, 100), (100, 64, 4), (1000, 128, 2)]
+    ("begin", "steps", "taught"), [(0, 100, 100), (100, 64, 4), (4000, 128, 2)]
 )
 def test_later_steps_teach_less_often(begin, steps, taught):
     auto = gdregs.Auto()
@@ -295,7 +295,8 @@ def test_a_draw_that_is_not_finite_teaches_nothing():
         return value, jax.tree.map(lambda leaf: leaf * jnp.nan, found)
 
     _, after = auto.value_and_grad(broken, state)
-    for old, new in zip(state[1:4], after[1:4], strict=True):
+    for name in ("way", "moments", "mean"):
+        old, new = getattr(state, name), getattr(after, name)
         jax.tree.map(np.testing.assert_array_equal, old, new)
     assert jnp.all(jnp.isfinite(after.strengths))
 

@@ -54,7 +54,7 @@ class AutoState(NamedTuple):
             $\beta$ and one $\alpha$, 3 strengths of each parameter's own.
         moments: Running means of inner products: of $d^q_i$ and of $d^p_i$ with itself, and of the
             two; of each with the noise $g^{\mathrm{naive}}_i - \bar g_i$; and of that with itself.
-        mean: Running mean $\bar g$ of the gradient, a pytree like it.
+        mean: Running mean $\bar g$ of the gradient over all steps, a pytree like it.
         count: How many draws have taught.
         step: How many steps there have been.
     """
@@ -181,25 +181,28 @@ class Auto(eqx.Module):
 
         def learn(state):
             result, naive, pairs = self._mixed(function, state, prior=prior)
-            return result, *self._learn(state, naive, pairs, work)
+            return result, self._learn(state, naive, pairs, work)
 
         # The mean is as large as the parameters: a branch that only hands it on would copy it.
-        rest, nothing = state._replace(mean=()), jnp.zeros_like(state.count)
+        rest = state._replace(mean=())
         present = [
-            lambda state, way=way if one < math.inf else programs[0]: (way(state), rest, nothing)
+            lambda state, way=way if one < math.inf else programs[0]: (way(state), rest)
             for way, one in zip(programs, work, strict=True)
         ]
         turn = jnp.where(teaches, len(ways), state.way)
-        result, rest, weight = jax.lax.switch(turn, [*present, learn], state)
-
-        def follow(mean, gradient):
-            gradient = jax.lax.stop_gradient(gradient)
-            new = mean + weight.astype(mean.dtype) * (gradient - mean)
-            return jnp.where(weight > 0, new, mean)
-
+        result, rest = jax.lax.switch(turn, [*present, learn], state)
         means, structure = jax.tree.flatten(state.mean)
-        mean = structure.unflatten(map(follow, means, jax.tree.leaves(result[1])))
-        return result, rest._replace(mean=mean, step=step)
+        weight = self._weight(step)
+        gradients = jax.lax.stop_gradient(jax.tree.leaves(result[1]))
+        followed = [
+            jnp.where(jnp.isfinite(g), mean + weight.astype(mean.dtype) * (g - mean), mean)
+            for mean, g in zip(means, gradients, strict=True)
+        ]
+        return result, rest._replace(mean=structure.unflatten(followed), step=step)
+
+    def _weight(self, number: Array) -> Array:
+        """Of the newest of so many: a plain mean of the first ones, an exponential one later."""
+        return jnp.maximum(1 / jnp.maximum(number, 1), 1 - self.decay)
 
     def _naive(self, function):
         return function(POSTERIOR_ESTIMATORS["naive"], PRIOR_ESTIMATORS["naive"])
@@ -239,7 +242,7 @@ class Auto(eqx.Module):
         return (value, structure.unflatten(mixed)), leaves, pairs
 
     def _learn(self, state, naive, pairs, work) -> Any:
-        """What a draw says about the next one, and the weight of its gradient in the mean."""
+        """What the draw of a step says about the strengths of the next one."""
         naive, pairs = jax.lax.stop_gradient((naive, pairs))
         dtype = state.moments.dtype
 
@@ -254,22 +257,17 @@ class Auto(eqx.Module):
         count = state.count + 1
         known = jnp.maximum(count - SETTLING, 0)
 
-        def weight(number):
-            """Of a plain mean of the first draws, of an exponential one later."""
-            weight = jnp.maximum(1 / jnp.maximum(number, 1), 1 - self.decay)
-            return jnp.where(finite & (number > 0), weight, 0).astype(dtype)
-
-        moments = state.moments + weight(known) * (new - state.moments)
-        moments = jnp.where(weight(known) > 0, moments, state.moments)
+        weight = self._weight(known).astype(dtype)
+        moments = state.moments + weight * (new - state.moments)
+        moments = jnp.where(finite & (known > 0), moments, state.moments)
         trust = 1 - jnp.exp(-known / self.patience)
         strengths, way = _best(moments, jnp.array(work, dtype))
         strengths = trust * strengths
         is_used = jnp.sum(strengths != 0, axis=0)
         common = jnp.sum(strengths, axis=0) / jnp.maximum(is_used, 1)
-        learned = state._replace(
+        return state._replace(
             strengths=strengths, common=common, way=way, moments=moments, mean=(), count=count
         )
-        return learned, weight(count)
 
 
 def _counted(way: Callable[[AutoState], Any], state: AutoState) -> tuple[Callable, float]:

@@ -6,11 +6,15 @@ STRENGTHS = (-1.0, 2.0)
 SETTLING = 3
 """Draws from which the mean gradient alone is learned, before anything is measured against it."""
 
-FIRST, LATE = 100, 1000
+FIRST, LATE = 100, 4000
 """Every step teaches at first, when variances change fast; from the second on, few do."""
 
 PERIODS = 16, 64
-"""Of how many steps one teaches, between the two and from the second on."""
+"""Of how many steps one teaches, between the two and from the second on.
+
+The second period is for who follows the mean gradient at every step: a mean over so few steps
+would be that of parameters long past, and its error would count as noise.
+"""
 
 MARGINS = 0.02, 0.1, 0.1
 """By what share variance times work must fall before one way takes the place of another.

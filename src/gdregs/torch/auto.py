@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from gdregs.shared.learning import FIRST, LATE, MARGINS, PERIODS, SETTLING, STRENGTHS, WORK
+from gdregs.shared.learning import FIRST, MARGINS, PERIODS, SETTLING, STRENGTHS, WORK
 from gdregs.shared.tables import POSTERIOR_ESTIMATORS, PosteriorEstimator, PriorEstimator
 
 Loss = Callable[[PosteriorEstimator, PriorEstimator], Tensor]
@@ -22,8 +22,7 @@ class Auto:
 
     Before anything is known it is the naive gradient. Every step takes its strengths from the draws
     of the steps before, so that every step is unbiased. A step that teaches differentiates the loss
-    three times, at the same random numbers: the first hundred do, later one in sixteen, and from
-    the thousandth on one in 64.
+    three times, at the same random numbers: the first hundred do, and later one in sixteen.
 
     Args:
         decay: How slowly old draws are forgotten: about $1/(1 - \mathrm{decay})$ of them count.
@@ -97,8 +96,7 @@ class Auto:
         Returns:
             The loss, without gradient.
         """
-        period = PERIODS[self.step >= LATE]
-        teaches = self.step < FIRST or self.step % period == 0
+        teaches = self.step < FIRST or self.step % PERIODS[0] == 0
         self.step += 1
         if not teaches:
             return self._backward(function, retain_graph)
