@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.extend.core import jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array, Float, Int, PyTree
 
+from gdregs.evaluation.ahead import Draws
 from gdregs.evaluation.work import work_of
 from gdregs.reexpression.reparameterized import depend
 from gdregs.shared.learning import (
@@ -173,7 +174,9 @@ class Auto(eqx.Module):
             lambda state: self._with_common_strengths(function, state, prior=self.prior),
             lambda state: self._mixed(function, state, prior=self.prior)[0],
         )
-        programs, work = zip(*(_counted(way, state) for way in ways), strict=True)
+        draws = Draws()
+        programs, traces = zip(*(_traced(way, state, draws) for way in ways), strict=True)
+        work = [work_of(trace) for trace in traces]
         work = [one if one <= self.most_work * work[0] else math.inf for one in work]
         if min(work[1:]) == math.inf:
             return programs[0](state), state._replace(step=step)
@@ -189,6 +192,7 @@ class Auto(eqx.Module):
             lambda state, way=way if one < math.inf else programs[0]: (way(state), rest)
             for way, one in zip(programs, work, strict=True)
         ]
+        learn, _ = _traced(learn, state, draws)
         turn = jnp.where(teaches, len(ways), state.way)
         result, rest = jax.lax.switch(turn, [*present, learn], state)
         means, structure = jax.tree.flatten(state.mean)
@@ -270,15 +274,17 @@ class Auto(eqx.Module):
         )
 
 
-def _counted(way: Callable[[AutoState], Any], state: AutoState) -> tuple[Callable, float]:
-    """A way as it was traced, once, and its work."""
+def _traced(
+    way: Callable[[AutoState], Any], state: AutoState, draws: Draws
+) -> tuple[Callable[[AutoState], Any], ClosedJaxpr]:
+    """A way as it was traced, once, with what it draws taken out of it; and its program."""
     program, shapes = jax.make_jaxpr(way, return_shape=True)(state)
-    structure = jax.tree.structure(shapes)
+    structure, rest = jax.tree.structure(shapes), draws.taken_from(program)
 
     def run(state: AutoState) -> Any:
-        return structure.unflatten(jaxpr_as_fun(program)(*jax.tree.leaves(state)))
+        return structure.unflatten(rest(*jax.tree.leaves(state)))
 
-    return run, work_of(program)
+    return run, program
 
 
 def _differences(derivative: Callable[[Array], PyTree], one: Array) -> list[Array | None]:

@@ -29,6 +29,14 @@ def test_a_matrix_product_is_counted_by_its_multiplications():
     assert found == EACH + 2 * 10 * 10 * 8 * (3 * 3 * 4) / 8
 
 
+def test_a_factorisation_is_called_for_each_matrix():
+    def factor(*shape):
+        return work_of(jax.make_jaxpr(jnp.linalg.cholesky)(jnp.ones(shape)))
+
+    assert factor(64, 4, 4) > 30 * factor(1, 4, 4)
+    assert factor(1, 4, 4) > 100 + work_of(jax.make_jaxpr(jnp.exp)(jnp.ones((1, 4, 4))))
+
+
 def test_what_is_computed_twice_counts_once():
     once = work(lambda x: jnp.tanh(x @ W).sum(), X)
     twice = work(lambda x: jnp.tanh(x @ W).sum() + jax.lax.stop_gradient(jnp.tanh(x @ W)).sum(), X)
