@@ -218,7 +218,7 @@ def _(guide: Guide, z: Values) -> Values:
     """The path of every site of the guide."""
 
     def one(z):
-        sites = guide.run(AtSites(z, _moved))
+        sites = guide.run(AtSites(z, moved))
         return guide.layout.to_front({name: s["value"] for name, s in latents(sites).items()})
 
     return jax.vmap(lambda z: one(guide.layout.to_place(z)))(z)
@@ -253,7 +253,8 @@ def _follow(name: str, z: Values, path: Values, inverse: Callable | None) -> Arr
     return with_path(z[name], z[name] + jnp.asarray(0 * total, z[name].dtype))
 
 
-def _moved(fn: Any, value: Array, name: str) -> Array:
+def moved(fn: Any, value: Array, name: str) -> Array:
+    """The value of a site, along the path of its distribution."""
     try:
         return reexpress(fn, value)
     except NoReexpressionError as error:
