@@ -192,9 +192,9 @@ class Auto(eqx.Module):
             lambda state, way=way if one < math.inf else programs[0]: (way(state), rest)
             for way, one in zip(programs, work, strict=True)
         ]
-        learn, _ = _traced(learn, state, draws)
+        teach, _ = _traced(learn, state, draws)
         turn = jnp.where(teaches, len(ways), state.way)
-        result, rest = jax.lax.switch(turn, [*present, learn], state)
+        result, rest = jax.lax.switch(turn, [*present, teach], state)
         means, structure = jax.tree.flatten(state.mean)
         weight = self._weight(step)
         gradients = jax.lax.stop_gradient(jax.tree.leaves(result[1]))

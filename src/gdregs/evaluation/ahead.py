@@ -29,7 +29,7 @@ class Draws:
             The rest of the program: a function of its inputs, which returns its outputs.
         """
         jaxpr = program.jaxpr
-        drawn = {  # by variable, the name and the value that it goes by here
+        drawn: dict[core.Var, tuple[Any, Any]] = {  # the name that each goes by, and its value
             variable: (id(value), value)
             for variable, value in zip(jaxpr.constvars, program.consts, strict=True)
             if _is_key(variable.aval.dtype)
