@@ -1,42 +1,18 @@
 """Models as users of numpyro write them: each with a guide, its data, and what it is."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
-import flax.linen
-import flax.nnx
-import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+from entry import Entry, generator
 from numpyro.contrib.control_flow import scan
-from numpyro.contrib.module import flax_module, nnx_module
 from numpyro.distributions import constraints
 from numpyro.handlers import block, mask
 from numpyro.infer import autoguide, init_to_median
 
-
-class Entry(NamedTuple):
-    """A model of the zoo.
-
-    Attributes:
-        about: What it is, in a few words.
-        model: The numpyro program.
-        guide: The guide.
-        args: What both are called with.
-        learning_rate: Of Adam.
-    """
-
-    about: str
-    model: Callable[..., Any]
-    guide: Callable[..., Any]
-    args: tuple[Any, ...]
-    learning_rate: float = 0.01
-
-
-def _rng(seed):
-    return np.random.default_rng(seed)
+from networks import deep_kernel, vae_flax, vae_nnx
 
 
 def _positive(name, value):
@@ -44,7 +20,7 @@ def _positive(name, value):
 
 
 def horseshoe():
-    rng = _rng(0)
+    rng = generator(0)
     x = rng.normal(size=(100, 10))
     y = rng.random(100) < 1 / (1 + np.exp(-(2 * x[:, 0] - x[:, 1])))
 
@@ -61,7 +37,7 @@ def horseshoe():
 
 
 def _groups(centred):
-    rng = _rng(1)
+    rng = generator(1)
     group = np.repeat(np.arange(8), 6)
     x = rng.normal(size=48)
     y = 1.0 + rng.normal(0, 0.7, 8)[group] + 0.5 * x + rng.normal(0, 0.5, 48)
@@ -85,7 +61,7 @@ def _groups(centred):
 
 
 def gamma_poisson():
-    rng = _rng(2)
+    rng = generator(2)
     counts = rng.poisson(rng.gamma(2.0, 1.5, size=60))
 
     def model(counts):
@@ -109,7 +85,7 @@ def _kernel(x, amplitude, length):
 
 def gaussian_process():
     x = np.linspace(-2, 2, 30)
-    y = np.sin(3 * x) + _rng(3).normal(0, 0.2, 30)
+    y = np.sin(3 * x) + generator(3).normal(0, 0.2, 30)
 
     def model(x, y):
         amplitude = numpyro.sample("amplitude", dist.LogNormal(0.0, 1.0))
@@ -124,7 +100,7 @@ def gaussian_process():
 
 
 def _missing(imputed):
-    rng = _rng(4)
+    rng = generator(4)
     x = rng.normal(1.0, 1.5, size=60)
     y = 0.8 * x + rng.normal(0, 0.5, size=60)
     seen = rng.random(60) < 0.7
@@ -151,7 +127,7 @@ def _missing(imputed):
 
 
 def factorisation():
-    rng = _rng(5)
+    rng = generator(5)
     table = rng.normal(size=(15, 3)) @ rng.normal(size=(3, 12)) + rng.normal(0, 0.3, (15, 12))
     seen = rng.random((15, 12)) < 0.6
 
@@ -167,7 +143,7 @@ def factorisation():
 
 
 def topics():
-    rng = _rng(6)
+    rng = generator(6)
     words = rng.dirichlet(np.full(20, 0.3), size=3)
     counts = np.stack([rng.multinomial(40, p @ words) for p in rng.dirichlet(np.ones(3), 25)])
 
@@ -183,12 +159,12 @@ def topics():
             own = _positive("own", jnp.ones((len(counts), 3)) + counts[:, :3] / 10)
             numpyro.sample("shares", dist.Dirichlet(own))
 
-    rng_start = _rng(7).dirichlet(np.ones(20), size=3).astype(np.float32)
+    rng_start = generator(7).dirichlet(np.ones(20), size=3).astype(np.float32)
     return Entry("topics, Dirichlet shares", model, guide, (jnp.array(counts, jnp.float32),))
 
 
 def state_space():
-    rng = _rng(8)
+    rng = generator(8)
     z = np.zeros(50)
     for t in range(1, 50):
         z[t] = 0.9 * z[t - 1] + 0.5 * rng.normal()
@@ -218,7 +194,7 @@ def state_space():
 
 
 def volatility():
-    rng = _rng(9)
+    rng = generator(9)
     log_scale = np.cumsum(0.2 * rng.normal(size=60)) - 1.0
     returns = np.exp(log_scale) * rng.standard_t(5, size=60)
 
@@ -237,92 +213,8 @@ def volatility():
     return Entry("stochastic volatility", model, guide, (jnp.array(returns, jnp.float32),))
 
 
-def deep_kernel():
-    rng = _rng(10)
-    x = rng.uniform(-2, 2, size=(30, 2))
-    y = np.sin(2 * x[:, 0]) * x[:, 1] + rng.normal(0, 0.1, 30)
-
-    class Features(flax.linen.Module):
-        @flax.linen.compact
-        def __call__(self, x):
-            return flax.linen.Dense(2)(jnp.tanh(flax.linen.Dense(8)(x)))
-
-    def model(x, y):
-        features = flax_module("features", Features(), input_shape=(2,))(x)
-        amplitude = numpyro.sample("amplitude", dist.LogNormal(0.0, 1.0))
-        noise = numpyro.sample("noise", dist.LogNormal(-1.0, 1.0))
-        distances = jnp.sum((features[:, None] - features[None]) ** 2, -1)
-        covariance = amplitude**2 * jnp.exp(-0.5 * distances)
-        covariance = covariance + (noise**2 + 1e-3) * jnp.eye(len(x))
-        numpyro.sample("y", dist.MultivariateNormal(jnp.zeros(len(x)), covariance), obs=y)
-
-    args = (jnp.array(x, jnp.float32), jnp.array(y, jnp.float32))
-    hidden = block(model, hide_fn=lambda site: site["type"] == "param")
-    return Entry("deep kernel", model, autoguide.AutoNormal(hidden), args, 0.005)
-
-
-def _images():
-    rng = _rng(11)
-    centres = rng.random((4, 25)) < 0.5
-    pixels = np.where(rng.random((64, 25)) < 0.9, centres[np.arange(64) % 4], 0.5)
-    return jnp.array(rng.random((64, 25)) < pixels, jnp.float32)
-
-
-def _vae(about, encode, decode):
-    def model(x):
-        decoder = decode()
-        with numpyro.plate("data", len(x)):
-            logits = numpyro.param("shares", jnp.zeros(3))
-            centres = numpyro.param("centres", jnp.array(_rng(12).normal(size=(3, 2)), jnp.float32))
-            prior = dist.MixtureSameFamily(
-                dist.Categorical(logits=logits), dist.Normal(centres, 1.0).to_event(1)
-            )
-            z = numpyro.sample("z", prior)
-            numpyro.sample("x", dist.Bernoulli(logits=decoder(z)).to_event(1), obs=x)
-
-    def guide(x):
-        out = encode()(x)
-        with numpyro.plate("data", len(x)):
-            scale = 0.01 + jax.nn.softplus(out[:, 2:])
-            numpyro.sample("z", dist.Normal(out[:, :2], scale).to_event(1))
-
-    return Entry(about, model, guide, (_images(),), 0.003)
-
-
-def vae_flax():
-    class Network(flax.linen.Module):
-        size: int
-
-        @flax.linen.compact
-        def __call__(self, x):
-            return flax.linen.Dense(self.size)(jnp.tanh(flax.linen.Dense(32)(x)))
-
-    return _vae(
-        "VAE with a mixture prior, flax",
-        lambda: flax_module("encoder", Network(4), input_shape=(25,)),
-        lambda: flax_module("decoder", Network(25), input_shape=(2,)),
-    )
-
-
-def vae_nnx():
-    class Network(flax.nnx.Module):
-        def __init__(self, size, out):
-            rngs = flax.nnx.Rngs(0)
-            self.first = flax.nnx.Linear(size, 32, rngs=rngs)
-            self.second = flax.nnx.Linear(32, out, rngs=rngs)
-
-        def __call__(self, x):
-            return self.second(jnp.tanh(self.first(x)))
-
-    return _vae(
-        "VAE with a mixture prior, nnx",
-        lambda: nnx_module("encoder", Network(25, 4)),
-        lambda: nnx_module("decoder", Network(2, 25)),
-    )
-
-
 def enumerated_mixture():
-    rng = _rng(13)
+    rng = generator(13)
     x = np.concatenate([rng.normal(-3, 1, 20), rng.normal(0, 1, 20), rng.normal(3, 1, 40)])
 
     def model(x):
@@ -345,7 +237,7 @@ def _banana(guide_of, about):
         b = numpyro.sample("b", dist.Normal(0.3 * a**2, 0.5).expand([3]).to_event(1))
         numpyro.sample("y", dist.Normal(a + b.sum(), 0.5).expand([10]).to_event(1), obs=y)
 
-    y = jnp.array(_rng(14).normal(2.0, 0.5, size=10), jnp.float32)
+    y = jnp.array(generator(14).normal(2.0, 0.5, size=10), jnp.float32)
     return Entry(about, model, guide_of(model), (y,))
 
 
@@ -380,7 +272,7 @@ def structured():
 
 
 def pinned():
-    rng = _rng(15)
+    rng = generator(15)
     x = rng.normal(2.0, 1.0, 200) + rng.normal(0, 0.05, 200)
 
     def model(x):

@@ -194,13 +194,13 @@ def final_bounds(svis, states, entry, num_steps):
     return found
 
 
-def step_times(svis, states, args, rounds=7, num_steps=1000, before=LATE):
+def step_times(svis, states, args, rounds=7, num_steps=1000):
     """Of the first steps, in which much is learned, and of as many from step `LATE` on."""
     labels = [label for label in svis if label != "naive"]
     trainers = {label: trainer(svis[label], args, num_steps) for label in labels}
     begins = {"first": {label: states[label] for label in labels}}
     begins["later"] = dict(states)
-    for _ in range(before // num_steps):
+    for _ in range(LATE // num_steps):
         for label in labels:
             begins["later"][label], _ = jax.block_until_ready(
                 trainers[label](begins["later"][label])

@@ -175,11 +175,11 @@ class Auto(eqx.Module):
             lambda state: self._mixed(function, state, prior=self.prior)[0],
         )
         draws = Draws()
-        programs, traces = zip(*(_traced(way, state, draws) for way in ways), strict=True)
-        work = [work_of(trace) for trace in traces]
+        runs, programs = zip(*(_traced(way, state, draws) for way in ways), strict=True)
+        work = [work_of(program) for program in programs]
         work = [one if one <= self.most_work * work[0] else math.inf for one in work]
         if min(work[1:]) == math.inf:
-            return programs[0](state), state._replace(step=step)
+            return runs[0](state), state._replace(step=step)
         prior = self.prior and min(work[2:]) < math.inf
 
         def learn(state):
@@ -189,8 +189,8 @@ class Auto(eqx.Module):
         # The mean is as large as the parameters: a branch that only hands it on would copy it.
         rest = state._replace(mean=())
         present = [
-            lambda state, way=way if one < math.inf else programs[0]: (way(state), rest)
-            for way, one in zip(programs, work, strict=True)
+            lambda state, way=way if one < math.inf else runs[0]: (way(state), rest)
+            for way, one in zip(runs, work, strict=True)
         ]
         teach, _ = _traced(learn, state, draws)
         turn = jnp.where(teaches, len(ways), state.way)

@@ -5,7 +5,7 @@ handlers.
 It may import everything but the other front-ends, the VAE and the papers' experiments.
 """
 
-from gdregs.numpyro import independent as independent
+from gdregs.numpyro import independent as independent  # registers how a guide is remembered
 from gdregs.numpyro.bound import Bound
 from gdregs.numpyro.svi import SVI
 
