@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array, Float, Int, PyTree
 
-from gdregs.evaluation.ahead import Draws
+from gdregs.evaluation.ahead import compute_ahead
 from gdregs.evaluation.work import work_of
 from gdregs.reexpression.reparameterized import depend
 from gdregs.shared.learning import (
@@ -174,25 +174,26 @@ class Auto(eqx.Module):
             lambda state: self._with_common_strengths(function, state, prior=self.prior),
             lambda state: self._mixed(function, state, prior=self.prior)[0],
         )
-        draws = Draws()
-        runs, programs = zip(*(_traced(way, state, draws) for way in ways), strict=True)
-        work = [work_of(program) for program in programs]
+        traced = [jax.make_jaxpr(way, return_shape=True)(state) for way in ways]
+        work = [work_of(program) for program, _ in traced]
         work = [one if one <= self.most_work * work[0] else math.inf for one in work]
         if min(work[1:]) == math.inf:
-            return runs[0](state), state._replace(step=step)
+            [naive] = _with_the_same_ahead(traced[:1])
+            return naive(state), state._replace(step=step)
         prior = self.prior and min(work[2:]) < math.inf
 
         def learn(state):
             result, naive, pairs = self._mixed(function, state, prior=prior)
             return result, self._learn(state, naive, pairs, work)
 
+        # A way that is too much work is never taken: the naive one stands in its place.
+        taken = (one if cost < math.inf else 0 for one, cost in enumerate(work))
+        traced = [traced[one] for one in taken]
+        traced.append(jax.make_jaxpr(learn, return_shape=True)(state))
+        *present, teach = _with_the_same_ahead(traced)
         # The mean is as large as the parameters: a branch that only hands it on would copy it.
         rest = state._replace(mean=())
-        present = [
-            lambda state, way=way if one < math.inf else runs[0]: (way(state), rest)
-            for way, one in zip(runs, work, strict=True)
-        ]
-        teach, _ = _traced(learn, state, draws)
+        present = [lambda state, way=way: (way(state), rest) for way in present]
         turn = jnp.where(teaches, len(ways), state.way)
         result, rest = jax.lax.switch(turn, [*present, teach], state)
         means, structure = jax.tree.flatten(state.mean)
@@ -274,17 +275,17 @@ class Auto(eqx.Module):
         )
 
 
-def _traced(
-    way: Callable[[AutoState], Any], state: AutoState, draws: Draws
-) -> tuple[Callable[[AutoState], Any], ClosedJaxpr]:
-    """A way as it was traced, once, with what it draws taken out of it; and its program."""
-    program, shapes = jax.make_jaxpr(way, return_shape=True)(state)
-    structure, rest = jax.tree.structure(shapes), draws.taken_from(program)
+def _with_the_same_ahead(
+    traced: list[tuple[ClosedJaxpr, Any]],
+) -> list[Callable[[AutoState], Any]]:
+    """Functions of the state, from their programs and outputs; what they share is computed now."""
 
-    def run(state: AutoState) -> Any:
-        return structure.unflatten(rest(*jax.tree.leaves(state)))
+    def as_function(rest, shapes):
+        structure = jax.tree.structure(shapes)
+        return lambda state: structure.unflatten(rest(*jax.tree.leaves(state)))
 
-    return run, program
+    programs, shapes = zip(*traced, strict=True)
+    return list(map(as_function, compute_ahead(programs), shapes))
 
 
 def _differences(derivative: Callable[[Array], PyTree], one: Array) -> list[Array | None]:

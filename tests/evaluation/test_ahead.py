@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.extend import core
 
-from gdregs.evaluation.ahead import Draws
+from gdregs.evaluation.ahead import compute_ahead
 
 
 def make(key, factor, table=None):
@@ -41,22 +41,22 @@ KEYS = {"typed": jax.random.key(3), "raw": jax.random.PRNGKey(3)}
 def test_several_programs_draw_the_same_numbers_once(kind):
     ways = [make(KEYS[kind], factor) for factor in (1.0, 2.0)]
 
-    def choose(x, key, which, draws):
+    def choose(x, key, which, rests_of):
         ways = [make(key, factor) for factor in (1.0, 2.0)]
         programs = [jax.make_jaxpr(way)(x) for way in ways]
-        rests = [draws(program) for program in programs]
-        return jax.lax.switch(which, rests, x)
+        return jax.lax.switch(which, rests_of(programs), x)
 
     def ahead(x, key, which):
-        return choose(x, key, which, Draws().taken_from)
+        return choose(x, key, which, compute_ahead)
 
     x = jnp.arange(8.0)
     for which, way in enumerate(ways):
         found = jax.jit(ahead)(x, KEYS[kind], which)
-        jax.tree.map(np.testing.assert_array_equal, tuple(found), jax.jit(way)(x))
+        for one, other in zip(found, jax.jit(way)(x), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-6)
 
     def within(x, key, which):
-        return choose(x, key, which, core.jaxpr_as_fun)
+        return choose(x, key, which, lambda programs: list(map(core.jaxpr_as_fun, programs)))
 
     arguments = x, KEYS[kind], 1
     assert count(jax.make_jaxpr(ahead)(*arguments), "random_bits") == 2
@@ -65,21 +65,85 @@ def test_several_programs_draw_the_same_numbers_once(kind):
 
 def test_programs_with_tables_of_their_own_are_told_apart():
     key, x = jax.random.key(0), jnp.arange(8.0)
-    draws = Draws()
-    for size in (1.0, 5.0):
-        way = make(key, 1.0, table=jnp.full(8, size))
-        found = draws.taken_from(jax.make_jaxpr(way)(x))(x)
-        for one, other in zip(found, way(x), strict=True):
+    ways = [make(key, 1.0, table=jnp.full(8, size)) for size in (1.0, 5.0)]
+    rests = compute_ahead([jax.make_jaxpr(way)(x) for way in ways])
+    for rest, way in zip(rests, ways, strict=True):
+        for one, other in zip(rest(x), way(x), strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
 def test_other_keys_draw_other_numbers():
-    x, draws = jnp.arange(8.0), Draws()
-    first, second = (
-        draws.taken_from(jax.make_jaxpr(make(jax.random.key(seed), 1.0))(x))(x)[0]
-        for seed in (0, 1)
-    )
+    x = jnp.arange(8.0)
+    ways = [make(jax.random.key(seed), 1.0) for seed in (0, 1)]
+    first, second = (rest(x)[0] for rest in compute_ahead([jax.make_jaxpr(way)(x) for way in ways]))
     assert not np.any(first == second)
+
+
+def inside(ways, data, table, key, x):
+    """The program of a choice between ways, the branches' operations, and those before."""
+
+    def run(data, table, key, x, which):
+        programs = [jax.make_jaxpr(lambda x, way=way: way(data, table, key, x))(x) for way in ways]
+        return jax.lax.switch(which, compute_ahead(programs), x)
+
+    program = jax.make_jaxpr(run)(data, table, key, x, 0)
+    for which, way in enumerate(ways):
+        found = jax.jit(run)(data, table, key, x, which)
+        np.testing.assert_allclose(found[0], way(data, table, key, x), rtol=1e-6)
+    branches = next(one for one in program.eqns if one.primitive.name == "cond").params["branches"]
+    names = [{one.primitive.name for one in branch.eqns} for branch in branches]
+    return names, {one.primitive.name for one in program.eqns}
+
+
+@pytest.fixture
+def parts():
+    data, table = jnp.linspace(-1, 1, 12).reshape(3, 4), jnp.linspace(0.1, 1, 8).reshape(4, 2)
+    return data, table, jax.random.key(1), jnp.arange(1.0, 4.0)
+
+
+def test_what_depends_on_no_draw_is_computed_before(parts):
+    def way(power):
+        return lambda data, table, key, x: x * jnp.sum((data @ table) ** power, axis=1)
+
+    within, before = inside([way(2), way(3)], *parts)
+    assert all("dot_general" not in names and "integer_pow" in names for names in within)
+    assert "dot_general" in before
+
+
+def test_what_one_program_alone_has_stays_in_it(parts):
+    ways = [
+        lambda data, table, key, x: x * jnp.sum(data @ table, axis=1),
+        lambda data, table, key, x: x + jnp.sum(data, axis=1),
+    ]
+    within, before = inside(ways, *parts)
+    assert ["dot_general" in names for names in within] == [True, False]
+    assert "dot_general" not in before
+
+
+def test_what_uses_both_draws_and_data_stays(parts):
+    """Else the compiler has the noise beside all that uses it, and draws it for each."""
+
+    def way(factor):
+        def run(data, table, key, x):
+            return factor * x * jnp.sum((data * jax.random.normal(key, (3, 4))) @ table, axis=1)
+
+        return run
+
+    within, before = inside([way(2.0), way(3.0)], *parts)
+    assert all("dot_general" in names and "random_bits" not in names for names in within)
+    assert "dot_general" not in before
+
+
+def test_what_is_only_spread_out_is_not_handed_over(parts):
+    def way(factor):
+        def run(data, table, key, x):
+            wide = jnp.broadcast_to(jnp.sum(data @ table)[None, None], (3, 1000))
+            return factor * x * jnp.sum(wide * x[:, None], axis=1)
+
+        return run
+
+    within, _ = inside([way(2.0), way(3.0)], *parts)
+    assert all("broadcast_in_dim" in names and "dot_general" not in names for names in within)
 
 
 def test_effects_stay_where_they_are():
@@ -90,7 +154,7 @@ def test_effects_stay_where_they_are():
         jax.debug.callback(lambda value: seen.append(float(value)), noise)
         return x + noise
 
-    rest = Draws().taken_from(jax.make_jaxpr(noisy)(1.0))
+    [rest] = compute_ahead([jax.make_jaxpr(noisy)(1.0)])
     jax.effects_barrier()
     assert seen == []
     rest(1.0)
@@ -98,6 +162,6 @@ def test_effects_stay_where_they_are():
     assert len(seen) == 1
 
 
-def test_a_program_without_keys_is_left_as_it_is():
-    rest = Draws().taken_from(jax.make_jaxpr(lambda x: (2 * x, x))(3.0))
+def test_a_program_without_constants_is_left_as_it_is():
+    [rest] = compute_ahead([jax.make_jaxpr(lambda x: (2 * x, x))(3.0)])
     assert rest(3.0) == [6.0, 3.0]

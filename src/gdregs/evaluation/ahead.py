@@ -1,58 +1,106 @@
-"""What programs draw from their keys, drawn once and before any of them runs."""
+"""What several programs have in common, computed once and before one of them runs.
 
-from collections.abc import Callable, Iterator
-from typing import Any
+In the branches of `jax.lax.switch` each computes all of it, where nothing can be moved out of a
+loop over steps, and a compiler may fuse normal variables into everything that uses them, and draw
+the same ones several times over. So what is drawn, and what depends neither on draws nor on a
+program's inputs, goes before the branches. What depends on both stays: drawn variables that come
+in from outside are drawn once.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.extend import core
 
+_ANYWHERE = frozenset(
+    ["broadcast_in_dim", "convert_element_type", "iota", "reshape", "squeeze", "transpose"]
+)
+"""Operations that are cheaper done again than what they make is handed over."""
 
-class Draws:
-    """Random numbers that several programs, one of which is to run, draw from the same keys.
 
-    In the branches of `jax.lax.switch` each would draw them anew. A compiler that has them there
-    may also fuse them into everything that uses them, and compute the same normal variables
-    several times over.
+class _Numbered(NamedTuple):
+    """An operation; and its number, which the same one has in other programs."""
+
+    equation: core.JaxprEqn
+    number: int | None
+
+
+def compute_ahead(programs: Sequence[core.ClosedJaxpr]) -> list[Callable[..., list[Any]]]:
+    """Compute what all programs draw from random keys, and what else they know of before.
+
+    Args:
+        programs: As by `jax.make_jaxpr`, with what they close over among the constants; a program
+            that is not to be considered must not be among them.
+
+    Returns:
+        The rest of each program: a function of its inputs, which returns its outputs.
     """
+    numbers: dict[Any, int] = {}
+    numbered = [list(_number(program, numbers)) for program in programs]
+    common = set.intersection(*({one.number for one in all_of_it} for all_of_it in numbered))
+    common.discard(None)
+    values: dict[int, list[Any]] = {}
+    return [
+        _rest(program, all_of_it, common, values)
+        for program, all_of_it in zip(programs, numbered, strict=True)
+    ]
 
-    def __init__(self):
-        self._known: dict[Any, list[Any]] = {}
 
-    def taken_from(self, program: core.ClosedJaxpr) -> Callable[..., list[Any]]:
-        """Compute what depends on nothing but random keys, unless another program had it already.
+def _number(program: core.ClosedJaxpr, numbers: dict[Any, int]) -> Iterator[_Numbered]:
+    """Number the operations that depend on constants: on keys alone, or on none of them."""
+    known: dict[core.Var, tuple[int, set[bool]]] = {}  # its number, and whether it is drawn
 
-        Args:
-            program: As by `jax.make_jaxpr`, with its keys among the constants.
+    def number_of(name):
+        return numbers.setdefault(name, len(numbers))
 
-        Returns:
-            The rest of the program: a function of its inputs, which returns its outputs.
-        """
-        jaxpr = program.jaxpr
-        drawn: dict[core.Var, tuple[Any, Any]] = {  # the name that each goes by, and its value
-            variable: (id(value), value)
-            for variable, value in zip(jaxpr.constvars, program.consts, strict=True)
-            if _is_key(variable.aval.dtype)
-        }
-        later, noise = [], []
-        for equation in jaxpr.eqns:
+    for variable, value in zip(program.jaxpr.constvars, program.consts, strict=True):
+        known[variable] = number_of(("constant", id(value))), {_is_key(variable.aval.dtype)}
+    for equation in program.jaxpr.eqns:
+        inputs = list(_variables(equation))
+        number = None
+        if not equation.effects and known.keys() >= set(inputs):
+            kinds = set().union(*(known[one][1] for one in inputs))
+            if len(kinds) < 2:
+                number = number_of((_settings(equation), *(known[one][0] for one in inputs)))
+                for place, variable in enumerate(equation.outvars):
+                    known[variable] = number_of((number, place)), kinds
+        yield _Numbered(equation, number)
+
+
+def _rest(
+    program: core.ClosedJaxpr,
+    numbered: list[_Numbered],
+    common: set[int],
+    values: dict[int, list[Any]],
+) -> Callable[..., list[Any]]:
+    """A program without what is common; computes it where no program has yet."""
+    jaxpr = program.jaxpr
+    constants = dict(zip(jaxpr.constvars, program.consts, strict=True))
+    later = [equation for equation, number in numbered if number not in common]
+    for equation, number in numbered:
+        if number is None or number not in common:
+            continue
+        if number not in values:
             inputs = list(_variables(equation))
-            if not inputs or equation.effects or not drawn.keys() >= set(inputs):
-                later.append(equation)
-                continue
-            names, values = zip(*(drawn[one] for one in inputs), strict=True)
-            key = (_settings(equation), names)
-            if key not in self._known:
-                alone = jaxpr.replace(
-                    constvars=inputs, invars=[], outvars=equation.outvars, eqns=[equation]
-                )
-                self._known[key] = core.jaxpr_as_fun(core.ClosedJaxpr(alone, values))()
-            for place, variable in enumerate(equation.outvars):
-                drawn[variable] = (key, place), self._known[key][place]
-                noise.append(variable)
-        rest = jaxpr.replace(constvars=[*jaxpr.constvars, *noise], eqns=later)
-        constants = [*program.consts, *(drawn[one][1] for one in noise)]
-        return core.jaxpr_as_fun(core.ClosedJaxpr(rest, constants))
+            alone = jaxpr.replace(
+                constvars=inputs, invars=[], outvars=equation.outvars, eqns=[equation]
+            )
+            known = [constants[one] for one in inputs]
+            values[number] = core.jaxpr_as_fun(core.ClosedJaxpr(alone, known))()
+        constants.update(zip(equation.outvars, values[number], strict=True))
+    needed = {one for one in jaxpr.outvars if not isinstance(one, core.Literal)}
+    needed.update(one for equation in later for one in _variables(equation))
+    for equation, number in reversed(numbered):
+        is_at_hand = number in common and not needed.isdisjoint(equation.outvars)
+        if is_at_hand and equation.primitive.name in _ANYWHERE:
+            later.insert(0, equation)
+            needed.difference_update(equation.outvars)
+            needed.update(_variables(equation))
+    handed = [variable for variable in constants if variable in needed]
+    rest = jaxpr.replace(constvars=handed, eqns=later)
+    return core.jaxpr_as_fun(core.ClosedJaxpr(rest, [constants[one] for one in handed]))
 
 
 def _is_key(dtype: Any) -> bool:
