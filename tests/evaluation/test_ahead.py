@@ -97,8 +97,9 @@ def inside(ways, data, table, key, x):
 
 @pytest.fixture
 def parts():
-    data, table = jnp.linspace(-1, 1, 12).reshape(3, 4), jnp.linspace(0.1, 1, 8).reshape(4, 2)
-    return data, table, jax.random.key(1), jnp.arange(1.0, 4.0)
+    data = jnp.linspace(-1, 1, 160).reshape(20, 8)
+    table = jnp.linspace(0.1, 1, 40).reshape(8, 5)
+    return data, table, jax.random.key(1), jnp.arange(1.0, 21.0)
 
 
 def test_what_depends_on_no_draw_is_computed_before(parts):
@@ -125,7 +126,7 @@ def test_what_uses_both_draws_and_data_stays(parts):
 
     def way(factor):
         def run(data, table, key, x):
-            return factor * x * jnp.sum((data * jax.random.normal(key, (3, 4))) @ table, axis=1)
+            return factor * x * jnp.sum((data * jax.random.normal(key, (20, 8))) @ table, axis=1)
 
         return run
 
@@ -137,13 +138,25 @@ def test_what_uses_both_draws_and_data_stays(parts):
 def test_what_is_only_spread_out_is_not_handed_over(parts):
     def way(factor):
         def run(data, table, key, x):
-            wide = jnp.broadcast_to(jnp.sum(data @ table)[None, None], (3, 1000))
+            wide = jnp.broadcast_to(jnp.sum(data @ table)[None, None], (20, 1000))
             return factor * x * jnp.sum(wide * x[:, None], axis=1)
 
         return run
 
     within, _ = inside([way(2.0), way(3.0)], *parts)
     assert all("broadcast_in_dim" in names and "dot_general" not in names for names in within)
+
+
+def test_a_few_numbers_are_computed_where_they_are_used(parts):
+    def way(size, power):
+        def run(data, table, key, x):
+            return x * jnp.sum(jnp.exp(jnp.tile(table[0, 0] + data[0], size)) ** power)
+
+        return run
+
+    for size, where in ((1, [True, True]), (100, [False, False])):
+        within, _ = inside([way(size, 2), way(size, 3)], *parts)
+        assert ["exp" in names for names in within] == where
 
 
 def test_effects_stay_where_they_are():

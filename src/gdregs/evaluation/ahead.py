@@ -14,17 +14,23 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
+from gdregs.evaluation.work import work_of
+
 _ANYWHERE = frozenset(
     ["broadcast_in_dim", "convert_element_type", "iota", "reshape", "squeeze", "transpose"]
 )
 """Operations that are cheaper done again than what they make is handed over."""
 
+_VECTOR, _LITTLE = 16, 4000.0
+"""So are those of at most so many entries, a vector unit's, and so much work, if not drawn."""
+
 
 class _Numbered(NamedTuple):
-    """An operation; and its number, which the same one has in other programs."""
+    """An operation; its number, which the same one has in other programs; whether it is drawn."""
 
     equation: core.JaxprEqn
     number: int | None
+    is_drawn: bool
 
 
 def compute_ahead(programs: Sequence[core.ClosedJaxpr]) -> list[Callable[..., list[Any]]]:
@@ -59,14 +65,14 @@ def _number(program: core.ClosedJaxpr, numbers: dict[Any, int]) -> Iterator[_Num
         known[variable] = number_of(("constant", id(value))), {_is_key(variable.aval.dtype)}
     for equation in program.jaxpr.eqns:
         inputs = list(_variables(equation))
-        number = None
+        number, kinds = None, set()
         if not equation.effects and known.keys() >= set(inputs):
             kinds = set().union(*(known[one][1] for one in inputs))
             if len(kinds) < 2:
                 number = number_of((_settings(equation), *(known[one][0] for one in inputs)))
                 for place, variable in enumerate(equation.outvars):
                     known[variable] = number_of((number, place)), kinds
-        yield _Numbered(equation, number)
+        yield _Numbered(equation, number, True in kinds)
 
 
 def _rest(
@@ -78,8 +84,8 @@ def _rest(
     """A program without what is common; computes it where no program has yet."""
     jaxpr = program.jaxpr
     constants = dict(zip(jaxpr.constvars, program.consts, strict=True))
-    later = [equation for equation, number in numbered if number not in common]
-    for equation, number in numbered:
+    later = [equation for equation, number, _ in numbered if number not in common]
+    for equation, number, _ in numbered:
         if number is None or number not in common:
             continue
         if number not in values:
@@ -92,15 +98,27 @@ def _rest(
         constants.update(zip(equation.outvars, values[number], strict=True))
     needed = {one for one in jaxpr.outvars if not isinstance(one, core.Literal)}
     needed.update(one for equation in later for one in _variables(equation))
-    for equation, number in reversed(numbered):
-        is_at_hand = number in common and not needed.isdisjoint(equation.outvars)
-        if is_at_hand and equation.primitive.name in _ANYWHERE:
-            later.insert(0, equation)
-            needed.difference_update(equation.outvars)
-            needed.update(_variables(equation))
+    for one in reversed(numbered):
+        is_at_hand = one.number in common and not needed.isdisjoint(one.equation.outvars)
+        if is_at_hand and _is_done_again(jaxpr, one):
+            later.insert(0, one.equation)
+            needed.difference_update(one.equation.outvars)
+            needed.update(_variables(one.equation))
     handed = [variable for variable in constants if variable in needed]
     rest = jaxpr.replace(constvars=handed, eqns=later)
     return core.jaxpr_as_fun(core.ClosedJaxpr(rest, [constants[one] for one in handed]))
+
+
+def _is_done_again(jaxpr: core.Jaxpr, numbered: _Numbered) -> bool:
+    """Whether an operation is cheaper done again than what it makes is handed over."""
+    equation = numbered.equation
+    if equation.primitive.name in _ANYWHERE:
+        return True
+    inputs = list(dict.fromkeys(_variables(equation)))
+    if numbered.is_drawn or any(one.aval.size > _VECTOR for one in [*inputs, *equation.outvars]):
+        return False
+    alone = jaxpr.replace(constvars=[], invars=inputs, outvars=equation.outvars, eqns=[equation])
+    return work_of(core.ClosedJaxpr(alone, [])) <= _LITTLE
 
 
 def _is_key(dtype: Any) -> bool:
