@@ -118,7 +118,7 @@ def draw_cells(
                 axis.set_title(column.title)
             if place == len(rows) - 1:
                 axis.set_xlabel("epoch")
-        axes[place][0].set_ylabel(task)
+        axes[place][0].set_ylabel(task.replace("-conditional", "\nconditional"))
     lines = {line.get_label(): line for panel in axes.flat for line in panel.lines}
     figure.legend(
         lines.values(), lines.keys(), loc="outside lower center", ncols=min(len(lines), 7)
