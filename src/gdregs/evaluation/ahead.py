@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from gdregs.evaluation.work import work_of
+from gdregs.evaluation.work import size_of, work_of
 
 _ANYWHERE = frozenset(
     ["broadcast_in_dim", "convert_element_type", "iota", "reshape", "squeeze", "transpose"]
@@ -115,7 +115,7 @@ def _is_done_again(jaxpr: core.Jaxpr, numbered: _Numbered) -> bool:
     if equation.primitive.name in _ANYWHERE:
         return True
     inputs = list(dict.fromkeys(_variables(equation)))
-    if numbered.is_drawn or any(one.aval.size > _VECTOR for one in [*inputs, *equation.outvars]):
+    if numbered.is_drawn or size_of([*inputs, *equation.outvars]) > _VECTOR:
         return False
     alone = jaxpr.replace(constvars=[], invars=inputs, outvars=equation.outvars, eqns=[equation])
     return work_of(core.ClosedJaxpr(alone, [])) <= _LITTLE

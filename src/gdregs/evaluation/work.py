@@ -163,19 +163,19 @@ def _cost(equation: Any) -> float:
         (contracted, _), _ = params["dimension_numbers"]
         shape = equation.invars[0].aval.shape
         depth = math.prod(shape[axis] for axis in contracted)
-        return EACH + _PRODUCT * depth * _size(equation.outvars)
+        return EACH + _PRODUCT * depth * size_of(equation.outvars)
     if name == "conv_general_dilated":
         kernel = equation.invars[1].aval
         outputs = params["dimension_numbers"].rhs_spec[0]
         depth = math.prod(kernel.shape) / max(kernel.shape[outputs], 1)
-        return EACH + _PRODUCT * depth * _size(equation.outvars)
-    entries = max(_size(equation.outvars), _size(equation.invars))
+        return EACH + _PRODUCT * depth * size_of(equation.outvars)
+    entries = max(size_of(equation.outvars), size_of(equation.invars))
     if name in _FACTORISATIONS:
         matrices = math.prod(equation.invars[0].aval.shape[:-2])
         return EACH + _CALL * matrices + _ENTRY * entries
     return EACH + each * entries
 
 
-def _size(variables: Any) -> int:
+def size_of(variables: Any) -> int:
     """The entries of the largest of some values."""
     return max((math.prod(getattr(v.aval, "shape", ())) for v in variables), default=1)
