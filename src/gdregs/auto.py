@@ -55,7 +55,8 @@ class AutoState(NamedTuple):
             $\beta$ and one $\alpha$, 3 strengths of each parameter's own.
         moments: Running means of inner products: of $d^q_i$ and of $d^p_i$ with itself, and of the
             two; of each with the noise $g^{\mathrm{naive}}_i - \bar g_i$; and of that with itself.
-        mean: Running mean $\bar g$ of the gradient over all steps, a pytree like it.
+        mean: Running mean $\bar g$ of the gradient over all steps: of all numbers in one array,
+            and of each of the other parameters.
         count: How many draws have taught.
         step: How many steps there have been.
     """
@@ -64,7 +65,7 @@ class AutoState(NamedTuple):
     common: Float[Array, "2"]
     way: Int[Array, ""]
     moments: Float[Array, "P 6"]
-    mean: PyTree
+    mean: list[Array]
     count: Float[Array, ""]
     step: Int[Array, ""]
 
@@ -137,17 +138,16 @@ class Auto(eqx.Module):
                 parameters themselves.
         """
         gradient = eqx.filter(gradient, eqx.is_inexact_array_like)
-        mean = jax.tree.map(
-            lambda leaf: jnp.zeros(jnp.shape(leaf), jnp.result_type(leaf)), gradient
-        )
-        dtype = jnp.result_type(float, *jax.tree.leaves(mean))
-        count = len(jax.tree.leaves(mean))
+        leaves = jax.tree.leaves(gradient)
+        mean = [jnp.zeros(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]
+        dtype = jnp.result_type(float, *mean)
+        count = len(mean)
         return AutoState(
             jnp.zeros((count, 2), dtype),
             jnp.zeros((2,), dtype),
             jnp.zeros((), jnp.int32),
             jnp.zeros((count, 6), dtype),
-            mean,
+            _joined(mean),
             jnp.zeros((), dtype),
             jnp.zeros((), jnp.int32),
         )
@@ -196,14 +196,13 @@ class Auto(eqx.Module):
         present = [lambda state, way=way: (way(state), rest) for way in present]
         turn = jnp.where(teaches, len(ways), state.way)
         result, rest = jax.lax.switch(turn, [*present, teach], state)
-        means, structure = jax.tree.flatten(state.mean)
         weight = self._weight(step)
-        gradients = jax.lax.stop_gradient(jax.tree.leaves(result[1]))
+        gradients = _joined(jax.lax.stop_gradient(jax.tree.leaves(result[1])))
         followed = [
             jnp.where(jnp.isfinite(g), mean + weight.astype(mean.dtype) * (g - mean), mean)
-            for mean, g in zip(means, gradients, strict=True)
+            for mean, g in zip(state.mean, gradients, strict=True)
         ]
-        return result, rest._replace(mean=structure.unflatten(followed), step=step)
+        return result, rest._replace(mean=followed, step=step)
 
     def _weight(self, number: Array) -> Array:
         """Of the newest of so many: a plain mean of the first ones, an exponential one later."""
@@ -257,7 +256,8 @@ class Auto(eqx.Module):
             products = ((by_q, by_q), (by_p, by_p), (by_q, by_p), (by_q, noise), (by_p, noise))
             return jnp.stack([_dot(*one) for one in (*products, (noise, noise))]).astype(dtype)
 
-        new = jnp.stack(list(map(inner_products, naive, jax.tree.leaves(state.mean), pairs)))
+        means = _apart(state.mean, naive)
+        new = jnp.stack(list(map(inner_products, naive, means, pairs)))
         finite = jnp.all(jnp.isfinite(new))
         count = state.count + 1
         known = jnp.maximum(count - SETTLING, 0)
@@ -273,6 +273,25 @@ class Auto(eqx.Module):
         return state._replace(
             strengths=strengths, common=common, way=way, moments=moments, mean=(), count=count
         )
+
+
+def _joined(leaves: list[Array]) -> list[Array]:
+    """Numbers in one array, which takes one operation where they would take one each."""
+    numbers = [leaf for leaf in leaves if _is_number(leaf)]
+    others = [leaf for leaf in leaves if not _is_number(leaf)]
+    return [jnp.stack(numbers), *others] if numbers else others
+
+
+def _apart(joined: list[Array], leaves: list[Array]) -> list[Array]:
+    """Undo `_joined` of leaves like these."""
+    is_number = list(map(_is_number, leaves))
+    others = iter(joined[1:] if any(is_number) else joined)
+    numbers = iter(joined[0] if any(is_number) else ())
+    return [next(numbers if number else others) for number in is_number]
+
+
+def _is_number(leaf: Array) -> bool:
+    return jnp.ndim(leaf) == 0 and jnp.result_type(leaf) == jnp.result_type(float)
 
 
 def _with_the_same_ahead(
