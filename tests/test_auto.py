@@ -283,6 +283,27 @@ def test_what_takes_more_time_than_it_is_worth_is_left(rounds, most_work, way):
     assert bool(jnp.any(state.strengths != 0)) == (way > 0)
 
 
+def test_the_mean_is_that_of_the_gradients_of_all_steps():
+    auto = gdregs.Auto()
+    scalars = {"a": 0.1, "b": jnp.array([1.0, 2.0]), "c": jnp.array(0.3), "d": jnp.ones((2, 2))}
+    state = auto.init(scalars)
+    gradients = []
+    for draw in range(1, 5):
+
+        def function(posterior_estimator, prior_estimator, draw=draw):
+            strength = 0.0 * prior_estimator.mix
+            return 0.0, jax.tree.map(lambda leaf: draw * jnp.asarray(leaf) + strength, scalars)
+
+        (_, found), state = auto.value_and_grad(function, state)
+        gradients.append(found)
+    expected = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *gradients)
+    numbers, others = state.mean
+    np.testing.assert_allclose(numbers, [expected["a"], expected["c"]], rtol=1e-6)
+    found = [leaf for leaf in others if leaf is not None]
+    for one, name in zip(found, "bd", strict=True):
+        np.testing.assert_allclose(one, expected[name], rtol=1e-6)
+
+
 @pytest.mark.slow
 def test_a_draw_that_is_not_finite_teaches_nothing():
     auto = gdregs.Auto()

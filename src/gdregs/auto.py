@@ -20,6 +20,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 
 from gdregs.evaluation.ahead import compute_ahead
@@ -55,8 +56,8 @@ class AutoState(NamedTuple):
             $\beta$ and one $\alpha$, 3 strengths of each parameter's own.
         moments: Running means of inner products: of $d^q_i$ and of $d^p_i$ with itself, and of the
             two; of each with the noise $g^{\mathrm{naive}}_i - \bar g_i$; and of that with itself.
-        mean: Running mean $\bar g$ of the gradient over all steps: of all numbers in one array,
-            and of each of the other parameters.
+        mean: Running mean $\bar g$ of the gradient over all steps: of the parameters that are
+            single numbers in one vector, and of each of the others.
         count: How many draws have taught.
         step: How many steps there have been.
     """
@@ -65,7 +66,7 @@ class AutoState(NamedTuple):
     common: Float[Array, "2"]
     way: Int[Array, ""]
     moments: Float[Array, "P 6"]
-    mean: list[Array]
+    mean: tuple[Array, list[Array | None]]
     count: Float[Array, ""]
     step: Int[Array, ""]
 
@@ -147,7 +148,7 @@ class Auto(eqx.Module):
             jnp.zeros((2,), dtype),
             jnp.zeros((), jnp.int32),
             jnp.zeros((count, 6), dtype),
-            _joined(mean),
+            _joined(mean)[0],
             jnp.zeros((), dtype),
             jnp.zeros((), jnp.int32),
         )
@@ -178,7 +179,7 @@ class Auto(eqx.Module):
         work = [work_of(program) for program, _ in traced]
         work = [one if one <= self.most_work * work[0] else math.inf for one in work]
         if min(work[1:]) == math.inf:
-            [naive] = _with_the_same_ahead(traced[:1])
+            [naive] = _sharing(traced[:1])
             return naive(state), state._replace(step=step)
         prior = self.prior and min(work[2:]) < math.inf
 
@@ -190,19 +191,22 @@ class Auto(eqx.Module):
         taken = (one if cost < math.inf else 0 for one, cost in enumerate(work))
         traced = [traced[one] for one in taken]
         traced.append(jax.make_jaxpr(learn, return_shape=True)(state))
-        *present, teach = _with_the_same_ahead(traced)
+        *present, teach = _sharing(traced)
         # The mean is as large as the parameters: a branch that only hands it on would copy it.
         rest = state._replace(mean=())
         present = [lambda state, way=way: (way(state), rest) for way in present]
         turn = jnp.where(teaches, len(ways), state.way)
         result, rest = jax.lax.switch(turn, [*present, teach], state)
         weight = self._weight(step)
-        gradients = _joined(jax.lax.stop_gradient(jax.tree.leaves(result[1])))
-        followed = [
-            jnp.where(jnp.isfinite(g), mean + weight.astype(mean.dtype) * (g - mean), mean)
-            for mean, g in zip(state.mean, gradients, strict=True)
-        ]
-        return result, rest._replace(mean=followed, step=step)
+        gradient, _ = _joined(jax.lax.stop_gradient(jax.tree.leaves(result[1])))
+        mean = jax.tree.map(
+            lambda mean, g: jnp.where(
+                jnp.isfinite(g), mean + weight.astype(mean.dtype) * (g - mean), mean
+            ),
+            state.mean,
+            gradient,
+        )
+        return result, rest._replace(mean=mean, step=step)
 
     def _weight(self, number: Array) -> Array:
         """Of the newest of so many: a plain mean of the first ones, an exponential one later."""
@@ -256,7 +260,7 @@ class Auto(eqx.Module):
             products = ((by_q, by_q), (by_p, by_p), (by_q, by_p), (by_q, noise), (by_p, noise))
             return jnp.stack([_dot(*one) for one in (*products, (noise, noise))]).astype(dtype)
 
-        means = _apart(state.mean, naive)
+        means = _joined(naive)[1](state.mean)
         new = jnp.stack(list(map(inner_products, naive, means, pairs)))
         finite = jnp.all(jnp.isfinite(new))
         count = state.count + 1
@@ -275,28 +279,14 @@ class Auto(eqx.Module):
         )
 
 
-def _joined(leaves: list[Array]) -> list[Array]:
-    """Numbers in one array, which takes one operation where they would take one each."""
-    numbers = [leaf for leaf in leaves if _is_number(leaf)]
-    others = [leaf for leaf in leaves if not _is_number(leaf)]
-    return [jnp.stack(numbers), *others] if numbers else others
+def _joined(leaves: list[Array]) -> tuple[Any, Callable[[Any], list[Array]]]:
+    """Single numbers in one vector, since each alone takes an operation; and the way back."""
+    numbers, others = eqx.partition(leaves, lambda leaf: jnp.ndim(leaf) == 0)
+    vector, apart = ravel_pytree(numbers)
+    return (vector, others), lambda joined: eqx.combine(apart(joined[0]), joined[1])
 
 
-def _apart(joined: list[Array], leaves: list[Array]) -> list[Array]:
-    """Undo `_joined` of leaves like these."""
-    is_number = list(map(_is_number, leaves))
-    others = iter(joined[1:] if any(is_number) else joined)
-    numbers = iter(joined[0] if any(is_number) else ())
-    return [next(numbers if number else others) for number in is_number]
-
-
-def _is_number(leaf: Array) -> bool:
-    return jnp.ndim(leaf) == 0 and jnp.result_type(leaf) == jnp.result_type(float)
-
-
-def _with_the_same_ahead(
-    traced: list[tuple[ClosedJaxpr, Any]],
-) -> list[Callable[[AutoState], Any]]:
+def _sharing(traced: list[tuple[ClosedJaxpr, Any]]) -> list[Callable[[AutoState], Any]]:
     """Functions of the state, from their programs and outputs; what they share is computed now."""
 
     def as_function(rest, shapes):

@@ -1,10 +1,10 @@
 """What several programs have in common, computed once and before one of them runs.
 
-In the branches of `jax.lax.switch` each computes all of it, where nothing can be moved out of a
-loop over steps, and a compiler may fuse normal variables into everything that uses them, and draw
-the same ones several times over. So what is drawn, and what depends neither on draws nor on a
-program's inputs, goes before the branches. What depends on both stays: drawn variables that come
-in from outside are drawn once.
+A compiler fuses what it finds in a branch of `jax.lax.switch` into everything that uses it there:
+normal variables, which are then drawn several times over, or the scales of a mixture, which are
+computed anew for each sample and datapoint. So what is drawn, and what depends neither on draws nor
+on a program's inputs, goes before the branches. What depends on both draws and anything else stays,
+since beside them the draws would be fused into it again.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +25,7 @@ _VECTOR, _LITTLE = 16, 4000.0
 """So are those of at most so many entries, a vector unit's, and so much work, if not drawn."""
 
 
-class _Numbered(NamedTuple):
+class _Operation(NamedTuple):
     """An operation; its number, which the same one has in other programs; whether it is drawn."""
 
     equation: core.JaxprEqn
@@ -34,27 +34,26 @@ class _Numbered(NamedTuple):
 
 
 def compute_ahead(programs: Sequence[core.ClosedJaxpr]) -> list[Callable[..., list[Any]]]:
-    """Compute what all programs draw from random keys, and what else they know of before.
+    """Compute what all programs draw from random keys, and what all know without a draw.
 
     Args:
-        programs: As by `jax.make_jaxpr`, with what they close over among the constants; a program
-            that is not to be considered must not be among them.
+        programs: As by `jax.make_jaxpr`, with what they close over among the constants.
 
     Returns:
         The rest of each program: a function of its inputs, which returns its outputs.
     """
     numbers: dict[Any, int] = {}
     numbered = [list(_number(program, numbers)) for program in programs]
-    common = set.intersection(*({one.number for one in all_of_it} for all_of_it in numbered))
+    common = set.intersection(*({one.number for one in operations} for operations in numbered))
     common.discard(None)
     values: dict[int, list[Any]] = {}
     return [
-        _rest(program, all_of_it, common, values)
-        for program, all_of_it in zip(programs, numbered, strict=True)
+        _rest(program, operations, common, values)
+        for program, operations in zip(programs, numbered, strict=True)
     ]
 
 
-def _number(program: core.ClosedJaxpr, numbers: dict[Any, int]) -> Iterator[_Numbered]:
+def _number(program: core.ClosedJaxpr, numbers: dict[Any, int]) -> Iterator[_Operation]:
     """Number the operations that depend on constants: on keys alone, or on none of them."""
     known: dict[core.Var, tuple[int, set[bool]]] = {}  # its number, and whether it is drawn
 
@@ -72,20 +71,20 @@ def _number(program: core.ClosedJaxpr, numbers: dict[Any, int]) -> Iterator[_Num
                 number = number_of((_settings(equation), *(known[one][0] for one in inputs)))
                 for place, variable in enumerate(equation.outvars):
                     known[variable] = number_of((number, place)), kinds
-        yield _Numbered(equation, number, True in kinds)
+        yield _Operation(equation, number, True in kinds)
 
 
 def _rest(
     program: core.ClosedJaxpr,
-    numbered: list[_Numbered],
+    operations: list[_Operation],
     common: set[int],
     values: dict[int, list[Any]],
 ) -> Callable[..., list[Any]]:
     """A program without what is common; computes it where no program has yet."""
     jaxpr = program.jaxpr
     constants = dict(zip(jaxpr.constvars, program.consts, strict=True))
-    later = [equation for equation, number, _ in numbered if number not in common]
-    for equation, number, _ in numbered:
+    later = [equation for equation, number, _ in operations if number not in common]
+    for equation, number, _ in operations:
         if number is None or number not in common:
             continue
         if number not in values:
@@ -98,7 +97,7 @@ def _rest(
         constants.update(zip(equation.outvars, values[number], strict=True))
     needed = {one for one in jaxpr.outvars if not isinstance(one, core.Literal)}
     needed.update(one for equation in later for one in _variables(equation))
-    for one in reversed(numbered):
+    for one in reversed(operations):
         is_at_hand = one.number in common and not needed.isdisjoint(one.equation.outvars)
         if is_at_hand and _is_done_again(jaxpr, one):
             later.insert(0, one.equation)
@@ -109,13 +108,13 @@ def _rest(
     return core.jaxpr_as_fun(core.ClosedJaxpr(rest, [constants[one] for one in handed]))
 
 
-def _is_done_again(jaxpr: core.Jaxpr, numbered: _Numbered) -> bool:
+def _is_done_again(jaxpr: core.Jaxpr, operation: _Operation) -> bool:
     """Whether an operation is cheaper done again than what it makes is handed over."""
-    equation = numbered.equation
+    equation = operation.equation
     if equation.primitive.name in _ANYWHERE:
         return True
     inputs = list(dict.fromkeys(_variables(equation)))
-    if numbered.is_drawn or size_of([*inputs, *equation.outvars]) > _VECTOR:
+    if operation.is_drawn or size_of([*inputs, *equation.outvars]) > _VECTOR:
         return False
     alone = jaxpr.replace(constvars=[], invars=inputs, outvars=equation.outvars, eqns=[equation])
     return work_of(core.ClosedJaxpr(alone, [])) <= _LITTLE
