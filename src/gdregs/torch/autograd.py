@@ -9,19 +9,25 @@ from torch import Tensor
 
 class _WithPath(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor, path: Tensor) -> Tensor:
-        del path
+    def forward(ctx: Any, value: Tensor, path: Tensor, needs_path: bool) -> Tensor:
         ctx.set_materialize_grads(False)
-        return value.clone()
+        return value + torch.nan_to_num(0 * path) if needs_path else value.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         del ctx
-        return None, gradients[0]
+        return None, gradients[0], None
 
 
-def with_path(value: Tensor, path: Tensor) -> Tensor:
+def with_path(value: Tensor, path: Tensor, *, draws: bool = True) -> Tensor:
     """Return `value`, bit for bit, with the derivative of `path`.
+
+    Args:
+        value: Any tensor.
+        path: One of the same shape.
+        draws: Whether the path may have drawn random numbers. What a forward pass does not need,
+            PyTorch's compiler computes on the way back, in part once more and of other random
+            numbers; so in a program that is compiled the forward pass is made to need them.
 
     Example:
         >>> import gdregs.torch, torch
@@ -31,7 +37,8 @@ def with_path(value: Tensor, path: Tensor) -> Tensor:
         >>> y.item(), x.grad.item()
         (5.0, 6.0)
     """
-    return _WithPath.apply(value.detach(), path)  # pyright: ignore[reportReturnType]
+    needs_path = draws and torch.compiler.is_compiling()
+    return _WithPath.apply(value.detach(), path, needs_path)  # pyright: ignore[reportReturnType]
 
 
 class Switch:

@@ -23,6 +23,7 @@ from gdregs.torch.autograd import with_path
 from gdregs.torch.hierarchy import Hierarchy
 from gdregs.torch.objectives import IWAE, Objective
 from gdregs.torch.pull import look_and_pull, pull
+from gdregs.torch.traced import can_be_traced, traced_pull
 from gdregs.torch.weights import choose, drawing_from, look, look_at, read_model, sizes, weigh
 
 
@@ -102,7 +103,8 @@ def bound(
         kept_at_most = positive_integer("num_gradient_samples", num_gradient_samples)
         num_kept = min(kept_at_most, num_kept)
     is_whole = num_kept == model.num_samples and len(sizes(model)) == 1
-    if is_whole and torch.is_grad_enabled():
+    is_traced = can_be_traced(model, num_kept, prior_row)
+    if is_whole and torch.is_grad_enabled() and not is_traced:
         with drawing_from(generator):
             return with_path(*look_and_pull(model, objective, posterior_row, prior_row))
     with torch.no_grad(), drawing_from(generator):
@@ -112,7 +114,8 @@ def bound(
             weighed = choose(weighed, num_kept)
     if not torch.is_grad_enabled():
         return value
-    return with_path(value, pull(model, weighed, posterior_row, prior_row))
+    pull_through = traced_pull if is_traced else pull
+    return with_path(value, pull_through(model, weighed, posterior_row, prior_row))
 
 
 def log_marginal(

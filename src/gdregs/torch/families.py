@@ -131,7 +131,7 @@ def _von_mises(distribution: Any, z: Tensor) -> Tensor:
     return z.detach() + (loc - loc.detach()) + moved
 
 
-@rule(dist.StudentT)
+@rule(dist.StudentT, draws=True)
 def _student_t(distribution: Any, z: Tensor) -> Tensor:
     r"""$z = \mu + \sigma x \sqrt{\nu / s}$ with normal x and $s \sim \chi^2(\nu)$.
 
@@ -155,7 +155,7 @@ def _multivariate_normal(distribution: Any, z: Tensor) -> Tensor:
     return loc + (lower @ noise)[..., 0]
 
 
-@rule(dist.LowRankMultivariateNormal)
+@rule(dist.LowRankMultivariateNormal, draws=True)
 def _low_rank_multivariate_normal(distribution: Any, z: Tensor) -> Tensor:
     r"""$z = \mu + W\epsilon_W + D^{1/2}\epsilon_D$, with both noises of the sampler.
 

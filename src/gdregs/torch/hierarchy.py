@@ -120,7 +120,7 @@ class Walked(NamedTuple):
         path: The re-expressed latents; None if none were asked for.
     """
 
-    log_prob: Tensor
+    log_prob: Any
     path: Latents
 
 

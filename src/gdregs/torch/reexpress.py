@@ -25,7 +25,30 @@ class MovingSupportError(ValueError):
     """Raised where the support depends on a parameter that is being differentiated."""
 
 
-@functools.singledispatch
+class ByClass:
+    """`functools.singledispatch` by classes alone: PyTorch's compiler can look into it."""
+
+    def __init__(self, default: Callable[..., Any]):
+        functools.update_wrapper(self, default)
+        self.registry: dict[type, Callable[..., Any]] = {object: default}
+
+    def register(self, cls: type, function: Any = None) -> Any:
+        """Register the function of a class; as a decorator where only the class is given."""
+        if function is None:
+            return functools.partial(self.register, cls)
+        self.registry[cls] = function
+        return function
+
+    def dispatch(self, cls: type) -> Callable[..., Any]:
+        """The function of the nearest class that has one."""
+        return next(self.registry[base] for base in cls.__mro__ if base in self.registry)
+
+    def __call__(self, first: Any, *rest: Any) -> Any:
+        """Call the function of the first argument's class."""
+        return self.dispatch(type(first))(first, *rest)
+
+
+@ByClass
 def reexpress(distribution: Any, z: Any) -> Any:
     r"""Re-express a sample as if `distribution` had drawn it: Eqs. (C.10), (C.11).
 
@@ -81,8 +104,13 @@ def by_cdf(distribution: Any, z: Tensor) -> Tensor:
     return z - (probability - probability.detach()) / density.clamp(min=tiny)
 
 
-def rule(*families: type) -> Callable[[PathOf], PathOf]:
-    """Turn the function that maps (distribution, z) to the path into the rule of these families."""
+def rule(*families: type, draws: bool = False) -> Callable[[PathOf], PathOf]:
+    """Turn the function that maps (distribution, z) to the path into the rule of these families.
+
+    Args:
+        families: Classes of distributions.
+        draws: Whether the path takes random numbers besides the sample.
+    """
 
     def register(path_of: PathOf) -> PathOf:
         def reexpressed(distribution: Any, z: Tensor) -> Tensor:
@@ -95,13 +123,22 @@ def rule(*families: type) -> Callable[[PathOf], PathOf]:
                     f" {tuple(distribution.event_shape)}: samples have shape [..., *batch, *event]."
                 )
             z = z.detach()
-            return with_path(z, path_of(distribution, z))
+            return with_path(z, path_of(distribution, z), draws=_draws(distribution))
 
+        reexpressed.draws = draws
         for family in families:
             reexpress.register(family, reexpressed)
         return reexpressed
 
     return register
+
+
+def _draws(distribution: Any) -> bool:
+    """Whether the path of a distribution, or of what it is made of, draws; a user's rule may."""
+    if getattr(reexpress.dispatch(type(distribution)), "draws", True):
+        return True
+    parts = ("base_dist", "component_distribution")
+    return any(_draws(getattr(distribution, part)) for part in parts if hasattr(distribution, part))
 
 
 def _broadcasts(shape: tuple[int, ...], to: Any) -> bool:

@@ -29,7 +29,7 @@ def move_into_support(distribution: Any, z: Latents) -> tuple[Latents, Tensor | 
     if support is None or isinstance(innermost, type(constraints.real)):
         return z, None
     inside = support.check(z)
-    if bool(inside.all()):
+    if not torch.compiler.is_compiling() and bool(inside.all()):
         return z, None
     unconstrained = dist.transform_to(support).inv(z)
     feasible = dist.transform_to(support)(torch.zeros_like(unconstrained))

@@ -47,6 +47,12 @@ class Weighed(NamedTuple):
         z = {name: value[part] for name, value in self.z.items()}
         return Weighed(z, self.v[part], self.r[part])
 
+    def weight(self, terms: Tensor) -> Tensor:
+        """V times terms, `[M, *batch]`; 0 where a sample has no weight."""
+        alive = self.v != 0
+        safe = torch.where(alive, terms, torch.zeros_like(terms))
+        return torch.where(alive, self.v * safe, 0 * self.v)
+
 
 def read_model(posterior, prior, likelihood, num_samples, chunk_size) -> Model:
     """Check everything that can be checked without computing, and say what is wrong."""

@@ -1,0 +1,62 @@
+"""The pull as PyTorch's compiler traces it, when `torch.compile` compiles what calls the bound.
+
+Where a cotangent goes is a function's own business here, and nothing is decided during the backward
+pass: the densities' derivative by the latents is one of their own evaluation, and paths have one.
+What is the same in both, and in the look, the compiler finds and computes once.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gdregs.torch.autograd import Shares
+from gdregs.torch.hierarchy import Walked
+from gdregs.torch.reexpress import reexpress
+from gdregs.torch.surrogate import Walks, forked, naming_the_part, shares_by_path, surrogate
+from gdregs.torch.weights import Model, Weighed, unnamed
+
+
+def can_be_traced(model: Model, num_kept: int, prior_row: Any) -> bool:
+    """Whether a compiler is at work, and can do what is asked for.
+
+    Blocks that are evaluated anew on the way back it cannot differentiate within; how much of a
+    cotangent an alpha of each latent's own takes is found on the way back.
+    """
+    is_one_block = model.chunk_size is None or model.chunk_size >= num_kept
+    return torch.compiler.is_compiling() and is_one_block and not isinstance(prior_row.mix, Mapping)
+
+
+def traced_pull(model: Model, weighed: Weighed, posterior_row: Any, prior_row: Any) -> Tensor:
+    """The surrogate S, whose gradient is the estimator."""
+    z = unnamed(weighed.z)
+    with naming_the_part("posterior"):
+        q = _walk(model.posterior, z, posterior_row)
+    with naming_the_part("prior"):
+        p = _walk(model.prior, z, prior_row)
+    walks, shares = Walks(weighed.z, q, p), Shares()
+    shares.alive = weighed.v != 0
+    shares.of_paths, of_rest = shares_by_path(walks, weighed.r, posterior_row, prior_row)
+    log_likelihood = model.likelihood(forked(walks, shares))
+    cotangents = _cotangents(model, weighed) if of_rest else {}
+    return surrogate(
+        model, walks, weighed, log_likelihood, cotangents, of_rest, posterior_row, prior_row
+    )
+
+
+def _walk(part: Any, z: Any, row: Any) -> Walked:
+    if row.has_path:
+        return Walked(None, reexpress(part, z))
+    return Walked(part.log_prob(z), None)
+
+
+def _cotangents(model: Model, weighed: Weighed) -> dict[Any, Tensor]:
+    r"""$g = \nabla_z \sum v (\log p - \log q)$, with all parameters constant."""
+
+    def density(leaves: dict[Any, Tensor]) -> Tensor:
+        z = unnamed(leaves)
+        return weighed.weight(model.prior.log_prob(z) - model.posterior.log_prob(z)).sum()
+
+    found = torch.func.grad(density)(dict(weighed.z))
+    return {name: g.detach() for name, g in found.items()}

@@ -1,0 +1,183 @@
+"""A program that `torch.compile` compiles whole, with the bound in it, has the same gradient."""
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="pip install 'gdregs[torch]'")
+
+import gdregs.torch as gt  # noqa: E402
+from gdregs.shared.tables import PriorEstimator  # noqa: E402
+
+dist = torch.distributions
+
+# PyTorch's own, of what its compiler looks at.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+    pytest.mark.filterwarnings("ignore:.*Function'> should not be instantiated:DeprecationWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def annotations_are_not_checked(request):
+    if request.config.getoption("jaxtyping_packages"):
+        pytest.skip("annotations are checked, which cannot be compiled: --jaxtyping-packages=")
+
+
+class Step(torch.nn.Module):
+    """Two layers, posterior bottom-up and prior top-down, with a bound that takes any options."""
+
+    def __init__(self, generator=None):
+        super().__init__()
+        torch.manual_seed(0)
+        sizes = {"encoder": (5, 6), "upper": (3, 4), "prior": (2, 6), "decoder": (3, 5)}
+        for name, (inputs, outputs) in sizes.items():
+            setattr(self, name, torch.nn.Linear(inputs, outputs, dtype=torch.float64))
+        self.generator = generator
+
+    def forward(self, x, options):
+        def normal(parameters):
+            loc, raw = parameters.chunk(2, -1)
+            scale = torch.nn.functional.softplus(raw) + 0.1
+            return dist.Independent(dist.Normal(loc, scale, validate_args=False), 1)
+
+        top = normal(torch.zeros(len(x), 4, dtype=x.dtype))
+        return gt.bound(
+            gt.Hierarchy(
+                {
+                    "one": (normal(self.encoder(x)), ()),
+                    "two": (lambda one: normal(self.upper(one.tanh())), ("one",)),
+                }
+            ),
+            gt.Hierarchy(
+                {"two": (top, ()), "one": (lambda two: normal(self.prior(two.tanh())), ("two",))}
+            ),
+            lambda z: dist.Normal(self.decoder(z["one"]), 0.5).log_prob(x).sum(-1),
+            num_samples=8, generator=self.generator, **{"num_gradient_samples": 3, **options},
+        ).mean()  # fmt: skip
+
+
+X = torch.randn(6, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def value_and_gradients(function, parameters):
+    torch.manual_seed(3)
+    value = function()
+    return value.detach(), torch.autograd.grad(value, parameters)
+
+
+def hold_against_eager(function, parameters, *, is_whole=True):
+    torch.compiler.reset()
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=is_whole, dynamic=False)
+    value, expected = value_and_gradients(function, parameters)
+    found_value, found = value_and_gradients(compiled, parameters)
+    assert torch.equal(found_value, value)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+        assert theirs.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"posterior_estimator": "naive", "prior_estimator": "naive"},
+        {"posterior_estimator": "stl", "prior_estimator": "gdregs-mix"},
+        {},
+        {"posterior_estimator": "rws"},
+        {"posterior_estimator": "rws-dregs"},
+        {"num_gradient_samples": None},
+        {"objective": gt.ELBO(), "posterior_estimator": "stl"},
+        {"objective": gt.JVI()},
+    ],
+    ids=["naive", "stl and a mix", "dregs", "rws", "rws-dregs", "all samples", "ELBO", "JVI"],
+)
+def test_a_step_is_one_program(options):
+    step = Step()
+    hold_against_eager(lambda: step(X, options), list(step.parameters()))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"chunk_size": 2},
+        {"chunk_size": 3, "num_gradient_samples": None},
+        {"prior_estimator": PriorEstimator({"one": 0.3, "two": 0.8})},
+        {"prior_estimator": PriorEstimator({"one": 0.3, "two": 0.8}), "num_gradient_samples": None},
+    ],
+    ids=["blocks", "blocks of all samples", "alphas", "alphas of all samples"],
+)
+def test_what_is_decided_on_the_way_back_stays_out_of_the_program(options):
+    step = Step()
+    hold_against_eager(lambda: step(X, options), list(step.parameters()), is_whole=False)
+
+
+@pytest.mark.parametrize("num_gradient_samples", [3, None])
+def test_a_generator_stays_out_of_the_program(num_gradient_samples):
+    generator = torch.Generator()
+    step = Step(generator)
+
+    def function():
+        return step(X, {"num_gradient_samples": num_gradient_samples})
+
+    torch.compiler.reset()
+    compiled = torch.compile(function, backend="aot_eager", dynamic=False)
+    for one in (function, compiled):
+        generator.manual_seed(2)
+        found = value_and_gradients(one, list(step.parameters()))
+        if one is function:
+            value, expected = found
+    assert torch.equal(found[0], value)
+    for ours, theirs in zip(found[1], expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def double(value):
+    return torch.tensor(value, dtype=torch.float64, requires_grad=True)
+
+
+@pytest.mark.filterwarnings("ignore:Singular sample")  # torch says so of every Wishart's draw
+@pytest.mark.parametrize(
+    ("build", "values", "is_whole"),
+    [
+        (dist.Beta, [2.0, 1.4], True),  # draws are moved into a support
+        (dist.LogNormal, [0.3, 0.4], True),
+        (dist.Gamma, [2.5, 1.3], True),  # an implicit path
+        (dist.StudentT, [6.0, 0.2, 0.7], True),  # a path that draws
+        (
+            lambda loc, factor, diagonal: dist.Independent(
+                dist.LowRankMultivariateNormal(loc, factor, diagonal), 0
+            ),
+            [[0.2, -0.4], [[0.6], [0.3]], [0.5, 0.7]],
+            True,
+        ),
+        (
+            lambda w, m, s: dist.MixtureSameFamily(dist.Categorical(logits=w), dist.Normal(m, s)),
+            [[0.3, -0.2], [-1.0, 1.5], [0.7, 0.5]],
+            True,
+        ),
+        (dist.VonMises, [0.4, 1.7], False),  # PyTorch draws it by rejection, in a loop
+    ],
+)
+def test_families_and_what_their_paths_draw(build, values, is_whole):
+    """Both ends of a path that draws random numbers are of the same ones."""
+    posterior, prior = (list(map(double, values)) for _ in range(2))
+
+    def function():
+        return gt.bound(
+            build(*posterior), build(*prior),
+            lambda z: -(z - 0.4).square().reshape(len(z), -1).sum(-1),
+            num_samples=8, num_gradient_samples=3,
+        )  # fmt: skip
+
+    hold_against_eager(function, posterior + prior, is_whole=is_whole)
+
+
+def test_weights_of_zero_add_nothing():
+    loc, mean = double([0.3, -0.2]), double([0.1, 0.2])
+
+    def function():
+        return gt.bound(
+            dist.Normal(loc, 1.0), dist.Normal(mean, 1.2),
+            lambda z: torch.where(z > 0, -((z - 1) ** 2), -torch.inf),
+            num_samples=8, num_gradient_samples=6,
+        ).sum()  # fmt: skip
+
+    hold_against_eager(function, [loc, mean])
