@@ -16,6 +16,8 @@ IMPLEMENTATIONS = {
     "Pyro RenyiELBO": ("torch:pyro", "naive"),
     "gdregs.torch, M = 8": ("torch:gdregs 8", "DReGs + GDReGs, M = 8"),
     "gdregs.torch, M = K": ("torch:gdregs all", "DReGs + GDReGs"),
+    "gdregs.torch, compiled, M = 8": ("torch:gdregs 8 compiled", "DReGs + GDReGs, M = 8"),
+    "gdregs.torch, compiled, M = K": ("torch:gdregs all compiled", "DReGs + GDReGs"),
     "gdregs.torch, networks compiled, M = 8": (
         "torch:gdregs 8 networks",
         "DReGs + GDReGs, M = 8",
