@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 import pytest
 
-LONG_PAGES = ("numpyro.md", "sequences.md")  # they train many models
+LONG_PAGES = ("mixing.md", "numpyro.md", "sequences.md")  # they train many models
 
 collect_ignore_glob = []
 if not find_spec("torch"):

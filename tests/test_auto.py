@@ -227,6 +227,7 @@ def test_one_strength_each_is_the_mix_of_all_three_gradients():
     assert abs(float(own["theta"] - naive["theta"])) > 1e-3
 
 
+@pytest.mark.slow
 def test_strengths_of_more_digits_than_the_parameters(float64):
     """Where 64 bits are enabled and the parameters have 32."""
     auto = gdregs.Auto()
@@ -322,6 +323,7 @@ def test_a_draw_that_is_not_finite_teaches_nothing():
     assert jnp.all(jnp.isfinite(after.strengths))
 
 
+@pytest.mark.slow
 def test_the_prior_can_be_left_naive():
     auto = gdregs.Auto(prior=False)
     state = auto.init(PARAMETERS)

@@ -213,6 +213,7 @@ def test_latents_without_memory_are_drawn_at_once(float64):
     np.testing.assert_allclose(make(jnp.array(0.5), loc).log_prob(z), expected)
 
 
+@pytest.mark.slow
 def test_streamed_and_kept_as_any_other(float64):
     phi, theta = chains.init(0), chains.init(5)
     likelihood = chains.likelihood(jnp.eye(2), jnp.zeros((2, 3, 2)))

@@ -74,7 +74,7 @@ def guarded(monkeypatch):
     ("model", "make_guide"),
     [
         (local, autoguide.AutoNormal),
-        (of_all, autoguide.AutoIAFNormal),
+        pytest.param(of_all, autoguide.AutoIAFNormal, marks=pytest.mark.slow),
         (mixture, lambda model: autoguide.AutoNormal(numpyro.handlers.block(model, hide=["kind"]))),
     ],
     ids=["local", "flow", "enumerated"],
@@ -146,6 +146,7 @@ def test_no_second_derivative(always):
         jax.hessian(loss)(params)
 
 
+@pytest.mark.slow
 def test_a_loop_that_only_forward_mode_can_differentiate(always):
     def model():
         z = numpyro.sample("z", dist.Normal(0.0, 1.0))
@@ -165,6 +166,7 @@ def test_a_loop_that_only_forward_mode_can_differentiate(always):
         jax.grad(loss)(params)
 
 
+@pytest.mark.slow
 def test_a_flow_is_not_inverted(monkeypatch):
     bound = Bound(4)
     svi = SVI(of_all, autoguide.AutoIAFNormal(of_all), optax.sgd(0.1), bound)
@@ -196,7 +198,7 @@ def test_a_flow_is_not_inverted(monkeypatch):
         (local, autoguide.AutoNormal, False),
         (of_all, autoguide.AutoMultivariateNormal, False),
         (of_all, autoguide.AutoLowRankMultivariateNormal, True),
-        (of_all, autoguide.AutoIAFNormal, True),
+        pytest.param(of_all, autoguide.AutoIAFNormal, True, marks=pytest.mark.slow),
         (mixture, lambda model: autoguide.AutoNormal(numpyro.handlers.block(model, hide=["kind"])),
          True),
     ],

@@ -30,7 +30,13 @@ def parameters(model, guide, data):
     return svi.get_params(svi.update(state, data)[0])
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+SLOW = ("AutoLowRankMultivariateNormal",)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in PROGRAMS],
+)
 def test_value_and_naive_gradient_are_those_of_numpyro(name):
     model, guide, data = PROGRAMS[name]
     params = parameters(model, guide, data)
@@ -311,6 +317,7 @@ def test_a_guide_without_an_inverse_is_named():
         svi.update(state)
 
 
+@pytest.mark.slow
 def test_a_guide_with_a_factor_is_naive():
     """What it draws is not what its density says: DReGs would be biased, silently."""
     guide = autoguide.AutoDAIS(_three, K=2)

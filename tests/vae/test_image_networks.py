@@ -121,6 +121,7 @@ def test_convolutions_of_every_precision_learn_a_mix(networks):
     assert abs(bounds["float32"] - bounds["bfloat16"]) < 0.5
 
 
+@pytest.mark.slow
 def test_steps_of_convolutions_run_one_by_one(monkeypatch, tmp_path):
     """As in a loop of the compiler's, which runs convolutions four times as slowly."""
     images = np.random.default_rng(0).integers(0, 17, (40, 8, 8), dtype=np.uint8)

@@ -103,6 +103,7 @@ def test_an_epoch_is_that_of_images_in_memory(monkeypatch):
         np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_the_command_trains_goes_on_evaluates_and_encodes(capsys):
     write("folder", pictures(40))
     train = ["train", "--dataset", "own", "--stream", *SMALL, "--out"]
