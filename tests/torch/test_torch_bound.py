@@ -17,6 +17,7 @@ import gdregs.torch as gt  # noqa: E402
 import models  # noqa: E402
 import reference  # noqa: E402
 from gdregs.shared.tables import PosteriorMix, PriorEstimator  # noqa: E402
+from gdregs.torch import weights  # noqa: E402
 
 dist = torch.distributions
 
@@ -121,7 +122,7 @@ def test_gradients_are_those_of_jax(float64, objective, kept, monkeypatch):
     *trees, x = parameters
     z = models.posterior(trees[0], x).sample(key, (size,))
     offset = jax.random.uniform(jax.random.fold_in(key, size), (3,), jnp.float64)
-    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor(np.asarray(offset)))
+    monkeypatch.setattr(weights, "draw_offset", lambda _: torch.tensor(np.asarray(offset)))
 
     @jax.jit
     def expected(phi, theta, lam):

@@ -154,8 +154,7 @@ def weigh(
 def choose(weighed: Weighed, num_kept: int) -> Weighed:
     r"""Keep M samples by Fearnhead-Clifford resampling on |v|, with $v \leftarrow v/\pi$."""
     z, v, r = weighed
-    offset = torch.rand(v.shape[1:], dtype=v.dtype, device=v.device)
-    index, probabilities = resample(v.abs(), num_kept, offset)
+    index, probabilities = resample(v.abs(), num_kept, draw_offset(v))
     is_kept = probabilities > 0
     kept = take_rows(v, index) / torch.where(is_kept, probabilities, torch.ones_like(probabilities))
     return Weighed(
@@ -163,6 +162,11 @@ def choose(weighed: Weighed, num_kept: int) -> Weighed:
         torch.where(is_kept, kept, torch.zeros_like(kept)),
         take_rows(r, index),
     )
+
+
+def draw_offset(v: Tensor) -> Tensor:
+    """The one random number of systematic resampling, `[*batch]`."""
+    return torch.rand(v.shape[1:], dtype=v.dtype, device=v.device)
 
 
 def named(z: Latents) -> dict[Any, Tensor]:
