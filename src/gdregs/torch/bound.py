@@ -2,12 +2,9 @@ r"""The bound for PyTorch: look at all samples, choose those that matter, pull t
 
 With the chosen latents as leaves, $g = \nabla_z \sum v (\log p - \log q)$ is a derivative by the
 latents alone: no parameter is touched, so that nothing has to be stopped, and a parameter that
-hides in a closure does no harm. The surrogate is then
-
-$$S = \sum v \log p(x|z^{fork}) + \sum a\, g \cdot z^q - \sum r\, g \cdot z^p ,$$
-
-where the fork scales the likelihood's cotangent into each path, by the shares of the tables in
-`gdregs.shared.tables`. Where all samples are kept, look and pull are one evaluation.
+hides in a closure does no harm. The rest is a surrogate, `gdregs.torch.surrogate`, of which a fork
+scales the likelihood's cotangent into each path. Where all samples are kept, look and pull are one
+evaluation.
 """
 
 import math
@@ -103,7 +100,7 @@ def bound(
         kept_at_most = positive_integer("num_gradient_samples", num_gradient_samples)
         num_kept = min(kept_at_most, num_kept)
     is_whole = num_kept == model.num_samples and len(sizes(model)) == 1
-    is_traced = can_be_traced(model, num_kept, prior_row)
+    is_traced = torch.compiler.is_compiling() and can_be_traced(model, num_kept, prior_row)
     if is_whole and torch.is_grad_enabled() and not is_traced:
         with drawing_from(generator):
             return with_path(*look_and_pull(model, objective, posterior_row, prior_row))

@@ -12,7 +12,7 @@ from gdregs.torch.compiling import DONATED, kept_for_two_passes, untraced
 from gdregs.torch.hierarchy import Hierarchy, Walked, as_leaf, draw_and_walk, walk, walk_graph
 from gdregs.torch.objectives import Objective
 from gdregs.torch.support import move_into_support, settle
-from gdregs.torch.surrogate import Walks, forked, naming_the_part, shares_by_path, surrogate
+from gdregs.torch.surrogate import Walks, fill, forked, naming_the_part, surrogate
 from gdregs.torch.weights import (
     Model,
     Weighed,
@@ -127,8 +127,7 @@ def _surrogate(
     prior_row: Any,
 ) -> Tensor:
     """S, and the shares of the forks."""
-    shares.alive = weighed.v != 0
-    shares.of_paths, of_rest = shares_by_path(walks, weighed.r, posterior_row, prior_row)
+    of_rest = fill(shares, walks, weighed, posterior_row, prior_row)
     cotangents = _cotangents(model, walks, switch, weighed) if of_rest else {}
     return surrogate(
         model, walks, weighed, log_likelihood, cotangents, of_rest, posterior_row, prior_row

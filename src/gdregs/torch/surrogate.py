@@ -33,15 +33,15 @@ class Walks(NamedTuple):
         return [named(part.path) for part in (self.q, self.p) if part.path is not None]
 
 
-class ByPath(NamedTuple):
-    """For each path its share of two cotangents, `[M, *batch]`."""
+def fill(
+    shares: Shares, walks: Walks, weighed: Weighed, posterior_row: Any, prior_row: Any
+) -> tuple[Any, ...]:
+    """Tell forks what the tables say of the likelihood's cotangent.
 
-    of_likelihood: tuple[Any, ...]
-    of_rest: tuple[Any, ...]
-
-
-def shares_by_path(walks: Walks, r: Tensor, posterior_row: Any, prior_row: Any) -> ByPath:
-    """What the tables say, in the order of `walks.paths`."""
+    Returns:
+        The share of the rest, g, that goes down each of `walks.paths`, `[M, *batch]`.
+    """
+    r = weighed.r
     of_likelihood, of_rest = [], []
     if walks.q.path is not None:
         share = sum((path.strength * path.share(r) for path in posterior_row.paths), 0 * r)
@@ -51,7 +51,8 @@ def shares_by_path(walks: Walks, r: Tensor, posterior_row: Any, prior_row: Any) 
         strength = 1 if isinstance(prior_row.mix, Mapping) else prior_row.path
         of_likelihood.append(strength * prior_row.likelihood_share(r))
         of_rest.append(strength * prior_row.rest_share(r))
-    return ByPath(tuple(of_likelihood), tuple(of_rest))
+    shares.alive, shares.of_paths = weighed.v != 0, tuple(of_likelihood)
+    return tuple(of_rest)
 
 
 def forked(walks: Walks, shares: Shares) -> Any:
@@ -83,7 +84,7 @@ def surrogate(
         weighed: The constants v.
         log_likelihood: That of the forked latents, `[M, *batch]`.
         cotangents: g, of each latent; None where there is none.
-        of_rest: The share of g that goes down each path.
+        of_rest: The share of g that goes down each path, by `fill`.
         posterior_row: The estimator's row of the table.
         prior_row: Alike.
     """

@@ -14,18 +14,18 @@ from torch import Tensor
 from gdregs.torch.autograd import Shares
 from gdregs.torch.hierarchy import Walked
 from gdregs.torch.reexpress import reexpress
-from gdregs.torch.surrogate import Walks, forked, naming_the_part, shares_by_path, surrogate
+from gdregs.torch.surrogate import Walks, fill, forked, naming_the_part, surrogate
 from gdregs.torch.weights import Model, Weighed, unnamed
 
 
 def can_be_traced(model: Model, num_kept: int, prior_row: Any) -> bool:
-    """Whether a compiler is at work, and can do what is asked for.
+    """Whether a compiler can do what is asked for.
 
     Blocks that are evaluated anew on the way back it cannot differentiate within; how much of a
     cotangent an alpha of each latent's own takes is found on the way back.
     """
     is_one_block = model.chunk_size is None or model.chunk_size >= num_kept
-    return torch.compiler.is_compiling() and is_one_block and not isinstance(prior_row.mix, Mapping)
+    return is_one_block and not isinstance(prior_row.mix, Mapping)
 
 
 def traced_pull(model: Model, weighed: Weighed, posterior_row: Any, prior_row: Any) -> Tensor:
@@ -36,8 +36,7 @@ def traced_pull(model: Model, weighed: Weighed, posterior_row: Any, prior_row: A
     with naming_the_part("prior"):
         p = _walk(model.prior, z, prior_row)
     walks, shares = Walks(weighed.z, q, p), Shares()
-    shares.alive = weighed.v != 0
-    shares.of_paths, of_rest = shares_by_path(walks, weighed.r, posterior_row, prior_row)
+    of_rest = fill(shares, walks, weighed, posterior_row, prior_row)
     log_likelihood = model.likelihood(forked(walks, shares))
     cotangents = _cotangents(model, weighed) if of_rest else {}
     return surrogate(

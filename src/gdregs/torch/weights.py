@@ -48,7 +48,7 @@ class Weighed(NamedTuple):
         return Weighed(z, self.v[part], self.r[part])
 
     def weight(self, terms: Tensor) -> Tensor:
-        """V times terms, `[M, *batch]`; 0 where a sample has no weight."""
+        """Terms times v, `[M, *batch]`; 0 where a sample has no weight."""
         alive = self.v != 0
         safe = torch.where(alive, terms, torch.zeros_like(terms))
         return torch.where(alive, self.v * safe, 0 * self.v)
