@@ -214,13 +214,13 @@ def test_one_strength_each_is_the_mix_of_all_three_gradients():
     auto = gdregs.Auto(most_work=float("inf"))
     state = auto.init(PARAMETERS)
     strengths = jnp.array([[0.0, 0.0], [0.7, 0.0], [0.0, 0.4]])
-    state = state._replace(step=jnp.array(101, jnp.int32), strengths=strengths)
-    state = state._replace(common=jnp.array([0.7, 0.4]))
+    state = state._replace(step=jnp.array(101, jnp.int32))
+    state = state.relearned(strengths=strengths, common=jnp.array([0.7, 0.4]))
     (_, common), (_, own) = (
-        step(auto, state._replace(way=jnp.array(way, jnp.int32)), KEY)[0] for way in (2, 3)
+        step(auto, state.relearned(way=jnp.array(way)), KEY)[0] for way in (2, 3)
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), common, own)
-    (_, only_posterior), _ = step(auto, state._replace(way=jnp.array(1)), KEY)
+    (_, only_posterior), _ = step(auto, state.relearned(way=jnp.array(1)), KEY)
     np.testing.assert_allclose(only_posterior["phi"], own["phi"], rtol=1e-5)
     _, naive = gradient(PARAMETERS, KEY)
     np.testing.assert_allclose(only_posterior["theta"], naive["theta"], rtol=1e-5)
@@ -234,8 +234,9 @@ def test_strengths_of_more_digits_than_the_parameters(float64):
     state = auto.init(PARAMETERS)
     assert state.strengths.dtype == jnp.float64
     for way in range(4):
-        at = state._replace(step=jnp.array(101, jnp.int32), way=jnp.array(way, jnp.int32))
-        at = at._replace(strengths=jnp.full((3, 2), 0.5), common=jnp.full(2, 0.5))
+        at = state._replace(step=jnp.array(101, jnp.int32)).relearned(
+            way=jnp.array(way), strengths=jnp.full((3, 2), 0.5), common=jnp.full(2, 0.5)
+        )
         (_, found), _ = step(auto, at, KEY)
         assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype(jnp.float32)}
 
@@ -249,7 +250,7 @@ def test_later_steps_teach_less_often(begin, steps, taught):
     keys = jax.random.split(KEY, steps)
     state, _ = jax.lax.scan(lambda state, key: (step(auto, state, key)[1], None), state, keys)
     assert int(state.step) == begin + steps
-    assert float(state.count) == taught
+    assert float(state.learned.count) == taught
 
 
 @pytest.mark.parametrize(
@@ -280,7 +281,7 @@ def test_what_takes_more_time_than_it_is_worth_is_left(rounds, most_work, way):
 
     keys = jax.random.split(KEY, 90)
     state, _ = jax.jit(lambda state: jax.lax.scan(teach, state, keys))(auto.init(PARAMETERS))
-    assert int(state.way) == way
+    assert int(state.learned.way) == way
     assert bool(jnp.any(state.strengths != 0)) == (way > 0)
 
 

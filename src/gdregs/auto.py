@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import ClosedJaxpr
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
@@ -46,7 +47,7 @@ from gdregs.shared.tables import (
 ValueAndGrad = Callable[[PosteriorMix, PriorEstimator], tuple[Any, PyTree]]
 
 
-class AutoState(NamedTuple):
+class Learned(NamedTuple):
     r"""What is known of the variance of each of P parameters, and the strengths for the next draw.
 
     Attributes:
@@ -56,19 +57,63 @@ class AutoState(NamedTuple):
             $\beta$ and one $\alpha$, 3 strengths of each parameter's own.
         moments: Running means of inner products: of $d^q_i$ and of $d^p_i$ with itself, and of the
             two; of each with the noise $g^{\mathrm{naive}}_i - \bar g_i$; and of that with itself.
-        mean: Running mean $\bar g$ of the gradient over all steps: of the parameters that are
-            single numbers in one vector, and of each of the others.
         count: How many draws have taught.
-        step: How many steps there have been.
     """
 
     strengths: Float[Array, "P 2"]
     common: Float[Array, "2"]
     way: Int[Array, ""]
     moments: Float[Array, "P 6"]
-    mean: tuple[Array, list[Array | None]]
     count: Float[Array, ""]
+
+    def packed(self) -> Float[Array, "N"]:
+        """All in one vector of N = 8 P + 4 numbers."""
+        dtype = self.strengths.dtype
+        return jnp.concatenate([jnp.ravel(part).astype(dtype) for part in self])
+
+    @classmethod
+    def unpacked(cls, vector: Float[Array, "N"]) -> "Learned":
+        """What lies in such a vector."""
+        number = (vector.size - 4) // 8
+        ends = np.cumsum([2 * number, 2, 1, 6 * number])
+        strengths, common, way, moments, count = jnp.split(vector, ends)
+        return cls(
+            strengths.reshape(number, 2),
+            common,
+            way.reshape(()).astype(jnp.int32),
+            moments.reshape(number, 6),
+            count.reshape(()),
+        )
+
+
+class AutoState(NamedTuple):
+    r"""What `Auto` carries from step to step.
+
+    Attributes:
+        packed: `Learned` as one vector. Most steps only hand it on, which takes an operation for
+            each array; those of a small model are as cheap as that.
+        mean: Running mean $\bar g$ of the gradient over all steps: of the parameters that are
+            single numbers in one vector, and of each of the others.
+        step: How many steps there have been.
+    """
+
+    packed: Float[Array, "N"]
+    mean: tuple[Array, list[Array | None]]
     step: Int[Array, ""]
+
+    @property
+    def learned(self) -> Learned:
+        """What is known of the variances."""
+        return Learned.unpacked(self.packed)
+
+    @property
+    def strengths(self) -> Float[Array, "P 2"]:
+        r"""$(\beta_i, \alpha_i)$ of each parameter."""
+        return self.learned.strengths
+
+    def relearned(self, **parts: Any) -> "AutoState":
+        """The state with other parts of `Learned`."""
+        return self._replace(packed=self.learned._replace(**parts).packed())
 
 
 class Auto(eqx.Module):
@@ -143,15 +188,8 @@ class Auto(eqx.Module):
         mean = [jnp.zeros(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]
         dtype = jnp.result_type(float, *mean)
         count = len(mean)
-        return AutoState(
-            jnp.zeros((count, 2), dtype),
-            jnp.zeros((2,), dtype),
-            jnp.zeros((), jnp.int32),
-            jnp.zeros((count, 6), dtype),
-            _joined(mean)[0],
-            jnp.zeros((), dtype),
-            jnp.zeros((), jnp.int32),
-        )
+        nothing = jnp.zeros((8 * count + 4,), dtype)
+        return AutoState(nothing, _joined(mean)[0], jnp.zeros((), jnp.int32))
 
     def value_and_grad(
         self, function: ValueAndGrad, state: AutoState
@@ -193,10 +231,9 @@ class Auto(eqx.Module):
         traced.append(jax.make_jaxpr(learn, return_shape=True)(state))
         *present, teach = _sharing(traced)
         # The mean is as large as the parameters: a branch that only hands it on would copy it.
-        rest = state._replace(mean=())
-        present = [lambda state, way=way: (way(state), rest) for way in present]
-        turn = jnp.where(teaches, len(ways), state.way)
-        result, rest = jax.lax.switch(turn, [*present, teach], state)
+        present = [lambda state, way=way: (way(state), state.packed) for way in present]
+        turn = jnp.where(teaches, len(ways), state.learned.way)
+        result, packed = jax.lax.switch(turn, [*present, teach], state)
         weight = self._weight(step)
         gradient, _ = _joined(jax.lax.stop_gradient(jax.tree.leaves(result[1])))
         mean = jax.tree.map(
@@ -206,7 +243,7 @@ class Auto(eqx.Module):
             state.mean,
             gradient,
         )
-        return result, rest._replace(mean=mean, step=step)
+        return result, AutoState(packed, mean, step)
 
     def _weight(self, number: Array) -> Array:
         """Of the newest of so many: a plain mean of the first ones, an exponential one later."""
@@ -217,7 +254,7 @@ class Auto(eqx.Module):
 
     def _with_common_strengths(self, function, state, prior):
         r"""One $\beta$ and one $\alpha$ for all parameters are rows of the tables: one gradient."""
-        beta, alpha = state.common
+        beta, alpha = state.learned.common
         posterior = PosteriorEstimator(density=1 - beta, constant=1 - beta, slope=beta)
         return function(posterior, PriorEstimator(alpha if prior else 0))
 
@@ -252,7 +289,7 @@ class Auto(eqx.Module):
     def _learn(self, state, naive, pairs, work) -> Any:
         """What the draw of a step says about the strengths of the next one."""
         naive, pairs = jax.lax.stop_gradient((naive, pairs))
-        dtype = state.moments.dtype
+        old, dtype = state.learned, state.packed.dtype
 
         def inner_products(leaf, mean, pair):
             noise = leaf - mean
@@ -263,20 +300,18 @@ class Auto(eqx.Module):
         means = _joined(naive)[1](state.mean)
         new = jnp.stack(list(map(inner_products, naive, means, pairs)))
         finite = jnp.all(jnp.isfinite(new))
-        count = state.count + 1
+        count = old.count + 1
         known = jnp.maximum(count - SETTLING, 0)
 
         weight = self._weight(known).astype(dtype)
-        moments = state.moments + weight * (new - state.moments)
-        moments = jnp.where(finite & (known > 0), moments, state.moments)
+        moments = old.moments + weight * (new - old.moments)
+        moments = jnp.where(finite & (known > 0), moments, old.moments)
         trust = 1 - jnp.exp(-known / self.patience)
         strengths, way = _best(moments, jnp.array(work, dtype))
         strengths = trust * strengths
         is_used = jnp.sum(strengths != 0, axis=0)
         common = jnp.sum(strengths, axis=0) / jnp.maximum(is_used, 1)
-        return state._replace(
-            strengths=strengths, common=common, way=way, moments=moments, mean=(), count=count
-        )
+        return Learned(strengths, common, way, moments, count).packed()
 
 
 def _joined(leaves: list[Array]) -> tuple[Any, Callable[[Any], list[Array]]]:

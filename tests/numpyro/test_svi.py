@@ -52,7 +52,7 @@ def test_everything_that_numpyros_does():
     assert jnp.isfinite(svi.evaluate(stable, DATA))
     run = svi.run(jax.random.key(0), 3, DATA, progress_bar=False, stable_update=True)
     again = svi.run(jax.random.key(1), 2, DATA, progress_bar=False, init_state=run.state)
-    assert again.state.mutable_state[STATE].count == 5
+    assert again.state.mutable_state[STATE].learned.count == 5
     predictive = infer.Predictive(GUIDE, params=again.params, num_samples=3)
     assert predictive(jax.random.key(2), DATA)["z"].shape[0] == 3
 
@@ -89,7 +89,7 @@ def test_the_state_of_the_user_is_kept():
 
     run = make(Bound(4), guide=guide).run(jax.random.key(0), 7, DATA, progress_bar=False)
     assert run.state.mutable_state["count"]["value"] == 8
-    assert run.state.mutable_state[STATE].count == 7
+    assert run.state.mutable_state[STATE].learned.count == 7
 
 
 def test_what_cannot_be_mixed_stays_naive_and_says_so():
