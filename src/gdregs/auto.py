@@ -205,7 +205,7 @@ class Auto(eqx.Module):
             What `function` returned, with the mixed gradient, and the next state.
         """
         period = jnp.where(state.step < LATE, *PERIODS)
-        teaches = (state.step < FIRST) | (state.step % period == 0)
+        teaches = (state.step < FIRST) | (jax.lax.rem(state.step, period) == 0)
         step, state = state.step + 1, state._replace(step=())
         ways = (
             lambda _: self._naive(function),
