@@ -204,7 +204,7 @@ class Auto(eqx.Module):
         Returns:
             What `function` returned, with the mixed gradient, and the next state.
         """
-        period = jnp.where(state.step < LATE, *PERIODS)
+        period = jnp.where(state.step < LATE, *PERIODS).astype(state.step.dtype)
         teaches = (state.step < FIRST) | (jax.lax.rem(state.step, period) == 0)
         step, state = state.step + 1, state._replace(step=())
         ways = (
