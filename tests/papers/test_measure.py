@@ -99,6 +99,7 @@ def test_numbers_are_printed_with_the_digits_that_they_have():
     assert str(Measured(1234.5, 30.0)) == "1,234 ± 30"
     assert str(Measured(3e-9, 2e-10)) == "3.00e-09 ± 2.0e-10"
     assert str(Measured(2.0, 0.0)) == "2"
+    assert str(Measured(0.12345, float("inf"))) == "0.1235"  # of one training
 
 
 def synthetic(power=0.5, bias=0.0, groups=8, parameters=50):

@@ -19,8 +19,8 @@ class Measured(NamedTuple):
     error: float
 
     def __str__(self) -> str:
-        """The number with as many decimals as its error has."""
-        if not self.error > 0:
+        """The number with as many decimals as its error has; alone where that is not known."""
+        if not 0 < self.error < np.inf:
             return f"{self.value:.4g}"
         decimals = 1 - int(np.floor(np.log10(self.error)))
         if decimals > 6:
