@@ -54,6 +54,19 @@ def pytest_configure(config):
         jax.config.update(name, value)
 
 
+COVERED = ("papers", "pyro", "torch", "vae")
+
+
+def pytest_collection_modifyitems(items):
+    """Slow tests of the core repeat at length what fast ones reach: there, no lines are counted.
+
+    To count them takes a fifth of the time of a test that traces much.
+    """
+    for item in items:
+        if item.get_closest_marker("slow") and item.path.parent.name not in COVERED:
+            item.add_marker("no_cover")
+
+
 @pytest.fixture
 def float64():
     with jax.enable_x64(True):
