@@ -288,7 +288,7 @@ def page(content):
                     f"{bounds[k]['mean']:.2f} ± {_error(bounds[k]):.2f}" if k in bounds else ""
                     for k in ("ours", "RenyiELBO", "Trace_ELBO")
                 ),
-                *(_times_cell(found["step"][when]) for when in ("run", "first", "later")),
+                *(_times_cell(found["step"].get(when)) for when in ("run", "first", "later")),
             ]
         )
     header = [
@@ -311,7 +311,7 @@ before step 100 and from then on, and the last, with standard errors over {conte
 `RenyiELBO`'s (to `TraceEnum_ELBO`'s where components are summed out), over a run of 2,000 steps,
 over its first half, 156 steps of which learn from several gradients, and over 1,000 from step
 4,000 on, of which 16 do: the median of {PROCESSES} processes of seven rounds each, in brackets the
-least and the largest. {times}
+least and the largest. {times} A row without brackets is of one process on {content["hardware"]}.
 
 {markdown_table(header, rows)}
 
@@ -320,6 +320,10 @@ least and the largest. {times}
 
 
 def _times_cell(times):
+    if times is None:
+        return ""
+    if "ratios" not in times:
+        return f"{times['ratio']:.2f}"
     return f"{times['ratio']:.2f} ({times['ratios'][0]:.2f}–{times['ratios'][-1]:.2f})"
 
 
