@@ -310,8 +310,9 @@ before step 100 and from then on, and the last, with standard errors over {conte
 {SEEDS} seeds and the draws. *Time* of a step on one core (`taskset -c 0`), relative to
 `RenyiELBO`'s (to `TraceEnum_ELBO`'s where components are summed out), over a run of 2,000 steps,
 over its first half, 156 steps of which learn from several gradients, and over 1,000 from step
-4,000 on, of which 16 do: the median of {PROCESSES} processes of seven rounds each, in brackets the
-least and the largest. {times} A row without brackets is of one process on {content["hardware"]}.
+4,000 on, of which 16 do: the median of {PROCESSES} processes of seven rounds each.
+{times} A row without brackets is of one process on {content["hardware"]}.
+Brackets hold the least and the largest process.
 
 {markdown_table(header, rows)}
 
