@@ -6,79 +6,35 @@ For each model of `models.py`, K = 8 particles: along our run (`gdregs.numpyro.S
 defaults of `Bound`) the total variance of the gradient by all parameters, of ours with the
 strengths that it has learned by then, of our naive one, and of `RenyiELBO(alpha=0)` at the same
 parameters; after it the bound with K = 1,000 of models trained by each objective; and the time of
-a step, in rounds of 1,000 steps that alternate between the objectives, from the start and later on.
+a step, by `times.py`.
 Results of a model replace those that the files have of it.
 """
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import jax
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from numpyro import infer
 from numpyro.infer.svi import _make_loss_fn
+from page import draw_figure, page
+from times import step_times_of_processes
 from tqdm import tqdm
+from training import SAMPLES, make_svis, trainer
 
 import gdregs.numpyro
 from gdregs.numpyro.svi import STATE
 from gdregs.vae.files import write_json, write_text
 from gdregs.vae.runs.provenance import provenance
-from gdregs.vae.show.markdown import markdown_table
 from models import ZOO
 
-SAMPLES = 8
 MEASURED = (0, 10, 30, 100, 300, 1000, 2000)
 BATCHES = 8
 SEEDS = 3
-LATE, PROCESSES = 4000, 3
-
-
-def objectives(name):
-    """Ours, and numpyro's that take the model."""
-    if name == "enumerated":  # RenyiELBO does not sum out
-        return {"Trace_ELBO": infer.TraceEnum_ELBO(SAMPLES, max_plate_nesting=1)}
-    return {
-        "RenyiELBO": infer.RenyiELBO(alpha=0, num_particles=SAMPLES),
-        "Trace_ELBO": infer.Trace_ELBO(SAMPLES),
-    }
-
-
-def make_svis(name, entry):
-    optimiser = optax.adam(entry.learning_rate)
-    bound = gdregs.numpyro.Bound(SAMPLES)
-    svis = {
-        "ours": gdregs.numpyro.SVI(entry.model, entry.guide, optimiser, bound),
-        "naive": infer.SVI(entry.model, entry.guide, optimiser, bound),
-        **{
-            label: infer.SVI(entry.model, entry.guide, optimiser, loss)
-            for label, loss in objectives(name).items()
-        },
-    }
-    states = {label: svi.init(jax.random.key(0), *entry.args) for label, svi in svis.items()}
-    return svis, states
-
-
-def trainer(svi, args, num_steps):
-    @jax.jit
-    def train(state):
-        def step(state, _):
-            state, loss = svi.update(state, *args)
-            return state, loss
-
-        return jax.lax.scan(step, state, None, length=num_steps)
-
-    return train
 
 
 def gradients(svi, args, num_draws):
@@ -197,68 +153,6 @@ def final_bounds(svis, states, entry, num_steps):
     return found
 
 
-def step_times(svis, states, args, rounds=7, num_steps=1000):
-    """Of the run of 2,000 steps, of its first half, and of 1,000 steps from step `LATE` on."""
-    labels = [label for label in svis if label != "naive"]
-    trainers = {label: trainer(svis[label], args, num_steps) for label in labels}
-
-    def train(label, state):
-        start = time.perf_counter()
-        state, _ = jax.block_until_ready(trainers[label](state))
-        return state, time.perf_counter() - start
-
-    late = {label: states[label] for label in labels}
-    for _ in range(LATE // num_steps):
-        late = {label: train(label, late[label])[0] for label in labels}
-    times = {when: {label: [] for label in labels} for when in ("run", "first", "later")}
-    for _ in range(rounds):
-        first = {label: train(label, states[label]) for label in labels}
-        second = {label: train(label, first[label][0]) for label in labels}
-        later = {label: train(label, late[label]) for label in labels}
-        for label in labels:
-            in_first, in_second = first[label][1], second[label][1]
-            times["run"][label].append((in_first + in_second) / 2 / num_steps)
-            times["first"][label].append(in_first / num_steps)
-            times["later"][label].append(later[label][1] / num_steps)
-    return {when: _against(times[when], labels[1]) for when in times}
-
-
-def _against(times, other):
-    ratios = np.array(times["ours"]) / np.array(times[other])
-    return {
-        "microseconds": {label: 1e6 * float(np.median(t)) for label, t in times.items()},
-        "ratio": float(np.median(ratios)),
-    }
-
-
-def step_times_of_processes(name, cache):
-    """The medians over processes of their own, which compile once."""
-    command = [sys.executable, __file__, name, "--one-process"]
-    environment = {
-        "JAX_COMPILATION_CACHE_DIR": cache,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        **os.environ,
-    }
-    found = []
-    for _ in range(PROCESSES):
-        run = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
-        found.append(json.loads(run.stdout.splitlines()[-1]))
-    return {when: _median_of([times[when] for times in found]) for when in found[0]}
-
-
-def _median_of(times):
-    ratios = sorted(one["ratio"] for one in times)
-    labels = times[0]["microseconds"]
-    return {
-        "microseconds": {
-            label: float(np.median([one["microseconds"][label] for one in times]))
-            for label in labels
-        },
-        "ratio": float(np.median(ratios)),
-        "ratios": ratios,
-    }
-
-
 def visit(name, num_steps, num_draws, cache):
     entry = ZOO[name]()
     svis, states = make_svis(name, entry)
@@ -271,95 +165,6 @@ def visit(name, num_steps, num_draws, cache):
     }
 
 
-def page(content):
-    rows = []
-    for found in content["models"].values():
-        early = max((r for r in found["variances"] if r["step"] < 100), key=lambda r: r["ratio"])
-        late = max((r for r in found["variances"] if r["step"] >= 100), key=lambda r: r["ratio"])
-        last = found["variances"][-1]
-        bounds = found["bounds"]
-        rows.append(
-            [
-                found["about"],
-                f"{early['ratio']:.2f} ± {early['ratio_error']:.2f}",
-                f"{late['ratio']:.2f} ± {late['ratio_error']:.2f}",
-                f"{last['ratio']:.2f} ± {last['ratio_error']:.2f}",
-                *(
-                    f"{bounds[k]['mean']:.2f} ± {_error(bounds[k]):.2f}" if k in bounds else ""
-                    for k in ("ours", "RenyiELBO", "Trace_ELBO")
-                ),
-                *(_times_cell(found["step"].get(when)) for when in ("run", "first", "later")),
-            ]
-        )
-    header = [
-        "model", "before step 100", "from step 100", "at the end",
-        "ours", "RenyiELBO", "Trace_ELBO", "time", "first half", "later",
-    ]  # fmt: skip
-    origin, times = (
-        f"`{one['command']}`, {one['date']}, {one['hardware']}."
-        for one in (content, content["times"])
-    )
-    return f"""# Models as users of NumPyro write them
-
-{origin} K = {SAMPLES} particles, {content["steps"]:,} steps of Adam, all from the same start.
-
-*Variance*: the total variance of the gradient with our defaults, along our run, relative to the
-better of our naive gradient and `RenyiELBO(alpha=0)` at the same parameters: the largest ratio
-before step 100 and from then on, and the last, with standard errors over {content["draws"]} draws.
-*Bound*: with K = 1,000 after training by each objective, in nats, with the standard error over
-{SEEDS} seeds and the draws. *Time* of a step on one core (`taskset -c 0`), relative to
-`RenyiELBO`'s (to `TraceEnum_ELBO`'s where components are summed out), over a run of 2,000 steps,
-over its first half, 156 steps of which learn from several gradients, and over 1,000 from step
-4,000 on, of which 16 do: the median of {PROCESSES} processes of seven rounds each.
-{times} A row without brackets is of one process on {content["hardware"]}.
-Brackets hold the least and the largest process.
-
-{markdown_table(header, rows)}
-
-![Variance relative to the better of the naive gradients](numpyro-zoo.png)
-"""
-
-
-def _times_cell(times):
-    if times is None:
-        return ""
-    if "ratios" not in times:
-        return f"{times['ratio']:.2f}"
-    return f"{times['ratio']:.2f} ({times['ratios'][0]:.2f}–{times['ratios'][-1]:.2f})"
-
-
-def _error(bound):
-    of_seeds = np.std(bound["by_seed"], ddof=1) / len(bound["by_seed"]) ** 0.5
-    return float(np.hypot(of_seeds, bound["error_of_draws"]))
-
-
-def draw_figure(content, path):
-    models = content["models"]
-    columns = 5
-    rows = -(-len(models) // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(2.6 * columns, 1.9 * rows), layout="constrained", squeeze=False,
-        sharex=True,
-    )  # fmt: skip
-    for axis in axes.flat[len(models) :]:
-        axis.axis("off")
-    for axis, found in zip(axes.flat, models.values(), strict=False):
-        steps = [row["step"] for row in found["variances"]]
-        for label, style in (("naive", "C0o-"), ("RenyiELBO", "C7x--"), ("ours", "C2o-")):
-            values = [row["variance"].get(label, np.nan) for row in found["variances"]]
-            axis.plot(steps, values, style, markersize=3, linewidth=1, label=label)
-        axis.set(xscale="symlog", yscale="log", title=found["about"])
-        axis.title.set_fontsize(8)
-        axis.set_xlim(-1, None)
-        axis.tick_params(which="both", labelsize=7)
-        axis.grid(alpha=0.2)
-    figure.supxlabel("step", fontsize=9)
-    figure.supylabel("total variance of the gradient", fontsize=9)
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower right", ncols=3, fontsize=8)
-    figure.savefig(path, dpi=130)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(ZOO)}")
@@ -367,16 +172,10 @@ def main():
     parser.add_argument("--draws", type=int, default=512)
     parser.add_argument("--times", action="store_true", help="measure the times alone, once more")
     parser.add_argument("--out", type=Path, default=Path("results/numpyro-zoo"))
-    parser.add_argument("--one-process", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     unknown = sorted(set(options.names) - set(ZOO))
     if unknown:
         parser.error(f"there is no {unknown[0]!r} in the zoo: {', '.join(ZOO)}")
-    if options.one_process:
-        [name] = options.names
-        entry = ZOO[name]()
-        print(json.dumps(step_times(*make_svis(name, entry), entry.args)))
-        return
     path = options.out.with_suffix(".json")
     before = json.loads(path.read_text()) if path.exists() else {}
     old, origin = before.get("models", {}), provenance(" ".join(["python", *sys.argv]))
@@ -391,6 +190,7 @@ def main():
     content = {
         **origin,
         "samples": SAMPLES,
+        "seeds": SEEDS,
         "steps": options.steps,
         "draws": options.draws,
         "times": times,
