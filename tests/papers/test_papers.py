@@ -195,8 +195,27 @@ def test_reproduce_several_trainings(tmp_path):
         training[linear_trainings.SNR_OF_STL]["16"] for training in content["trainings"]["4"]
     )
     assert one["value"] != other["value"]
-    assert len(content["claims"]) == 3
+    assert len(content["claims"]) == 4
+    # The SNR is known at the K of the training as well, the ratios where estimators are compared.
+    assert set(content["trainings"]["4"][0][linear_trainings.SNR_OF_NAIVE]) == {"1", "4", "16"}
+    assert set(content["trainings"]["4"][0][linear_trainings.SNR_OF_STL]) == {"16"}
     assert (tmp_path / "linear-vae-trainings.png").exists()
+
+
+@pytest.mark.parametrize(("at_4", "verdict"), [(0.1, "holds"), (0.9, "does not hold")])
+def test_the_dip_is_judged_against_the_least_of_all_other_k(at_4, verdict):
+    trainings = [
+        {
+            linear_trainings.SNR_OF_NAIVE: {
+                size: Measured(value * noise, 0.0)
+                for size, value in {1: 0.4, 4: at_4, 16: 0.7}.items()
+            }
+        }
+        for noise in (0.99, 1.0, 1.01)
+    ]
+    claim = linear_trainings.judge_dip(4, trainings)
+    np.testing.assert_allclose(claim.value, at_4 / 0.4)
+    assert claim.verdict == verdict
 
 
 def test_an_error_between_trainings_is_as_wide_as_so_few_make_it():
@@ -206,6 +225,18 @@ def test_an_error_between_trainings_is_as_wide_as_so_few_make_it():
     mean = linear_trainings.between(trainings, linear_trainings.SNR_OF_STL, 10)
     assert mean.value == 2
     np.testing.assert_allclose(2 * mean.error, 4.303 / 3**0.5, rtol=1e-3)  # t of 2 degrees
+
+
+def test_early_in_training_is_judged_by_the_worst_of_the_first_measurements():
+    def point(time, ratio):
+        variance = {"naive": {"z1": np.ones(4)}, "gdregs": {"z1": np.full(4, ratio)}}
+        return mixing.Point(time, {"z1": 0.5}, variance)
+
+    claim = mixing.judge_early([point(0, 1.03), point(25, 1.23), point(50, 0.87)])
+    np.testing.assert_allclose(claim.value, 1.23)
+    assert claim.verdict == "does not hold"
+    assert "step 50" in claim.note
+    assert mixing.judge_early([point(0, 0.9), point(25, 0.8)]).verdict == "holds"
 
 
 @pytest.mark.slow

@@ -4,6 +4,9 @@ The paper does not say with how many importance samples it was trained, and what
 of GDReGs depends on that, and on the training's seed. Here data, start, training and draws all have
 the seed of a training, so that what is measured has two errors: that of the draws of one training,
 and that between trainings.
+
+It also shows why the SNR by $\theta$ in Fig. 4's system dips at a small K: where training has
+converged, the expected gradient of the bound with the K of the training is 0.
 """
 
 import dataclasses
@@ -19,6 +22,7 @@ from gdregs.papers.experiments.linear_claims import (
     only,
     pick_phi,
     pick_theta,
+    snr,
     snr_ratio,
 )
 from gdregs.papers.experiments.linear_model import make_data
@@ -34,9 +38,11 @@ FIGURES = ("linear-vae-trainings",)
 SNR_OF_STL = "SNR of STL over that of DReGs"
 SNR_OF_GDREGS = "SNR of GDReGs over naive"
 VARIANCE_OF_GDREGS = "variance of GDReGs over naive"
+RATIOS = (SNR_OF_STL, SNR_OF_GDREGS, VARIANCE_OF_GDREGS)
+SNR_OF_NAIVE = "SNR of naive by theta"
 
 Training = dict[str, dict[int, Measured]]
-"""What was measured after one training: ratios, by K."""
+"""What was measured after one training: ratios and an SNR, by K."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +53,7 @@ class Settings:
         seed: Of the first training; the others have the next ones.
         trained_with: The values of K during training.
         seeds: How many trainings there are with each.
-        sizes: The values of K at which gradients are measured.
+        sizes: The values of K at which estimators are compared.
         base: All else; see `linear_vae.Settings`.
     """
 
@@ -57,10 +63,15 @@ class Settings:
     sizes: tuple[int, ...] = (3, 10, 100, 1000)
     base: linear_vae.Settings = dataclasses.field(default_factory=linear_vae.Settings)
 
+    @property
+    def every_size(self) -> tuple[int, ...]:
+        """The values of K at which gradients are measured: those of the trainings as well."""
+        return tuple(sorted({1, *self.sizes, *self.trained_with}))
+
     def of_training(self, num_samples: int, number: int) -> linear_vae.Settings:
         """The settings of one training."""
         return dataclasses.replace(
-            self.base, training_samples=num_samples, seed=self.seed + number, sizes=self.sizes
+            self.base, training_samples=num_samples, seed=self.seed + number, sizes=self.every_size
         )
 
 
@@ -90,12 +101,14 @@ def run(settings: Settings, progress: Callable[[int], Any] = lambda cost: None) 
             one = settings.of_training(size, number)
             x = make_data(one.seed, one.num_data, one.dim)
             model, rounds = linear_vae.train(one, x, progress)
-            results = linear_vae.measure(one, {"trained": model}, x, progress)["trained"]
+            every = linear_vae.measure(one, {"trained": model}, x, progress)["trained"]
+            results = {size: every[size] for size in settings.sizes}
             found.setdefault(size, []).append(
                 {
                     SNR_OF_STL: snr_ratio(results, "STL", "DReGs", PHI, pick_phi),
                     SNR_OF_GDREGS: snr_ratio(results, "GDReGs", "IWAE", THETA, pick_theta),
                     VARIANCE_OF_GDREGS: variance_ratio(results, "GDReGs", "IWAE", pick=only("all")),
+                    SNR_OF_NAIVE: snr(every, "IWAE", THETA, pick_theta),
                 }
             )
             bounds.setdefault(size, []).append(rounds[-1])
@@ -104,12 +117,33 @@ def run(settings: Settings, progress: Callable[[int], Any] = lambda cost: None) 
         "trainings": {str(size): [table(one) for one in found[size]] for size in found},
     }
     judged = [claim for size in found for claim in judge(size, found[size])]
+    judged += [judge_dip(size, found[size]) for size in found]
     return Result(settings, numbers, judged, {"linear-vae-trainings": plot(found)})
 
 
 def between(trainings: list[Training], ratio: str, size: int) -> Measured:
     """The mean over trainings; its error is between them."""
     return of_few(np.array([one[ratio][size].value for one in trainings]))
+
+
+def judge_dip(trained_with: int, trainings: list[Training]) -> Claim:
+    """Where the SNR by theta is least."""
+    snrs = [{size: found.value for size, found in one[SNR_OF_NAIVE].items()} for one in trainings]
+    ratios = [
+        one[trained_with] / min(one[size] for size in one if size != trained_with) for one in snrs
+    ]
+    listed = ", ".join(
+        f"{np.mean([one[size] for one in snrs]):.3g} (K = {size:,})" for size in snrs[0]
+    )
+    return claims.at_most(
+        "linear VAE, ours",
+        r"The naive estimator's SNR by $\theta$ is least at the K of the training, where the"
+        f" expected gradient has come to 0. (Trained with K = {trained_with}.)",
+        "SNR there over the least at other K:",
+        of_few(np.array(ratios)),
+        1.0,
+        f"Means over {len(trainings)} trainings: {listed}.",
+    )
 
 
 def judge(trained_with: int, trainings: list[Training]) -> list[Claim]:
@@ -163,20 +197,24 @@ def judge(trained_with: int, trainings: list[Training]) -> list[Claim]:
 
 @figures.styled
 def plot(found: dict[int, list[Training]]) -> Any:
-    """Each training's ratio against K, and the mean of those with one K."""
-    figure, axes = figures.new_figure(3, width=2.6)
-    for panel, ratio in zip(axes[0], (SNR_OF_STL, SNR_OF_GDREGS, VARIANCE_OF_GDREGS), strict=True):
-        panel.axhline(1, color="0.4", lw=0.8)
+    """Each training's ratio or SNR against K, and the mean of those with one K."""
+    figure, axes = figures.new_figure(2, 2, width=3.2)
+    for panel, quantity in zip(axes.flat, (*RATIOS, SNR_OF_NAIVE), strict=True):
         for number, (trained_with, trainings) in enumerate(found.items()):
-            sizes = list(trainings[0][ratio])
+            sizes = list(trainings[0][quantity])
             for one in trainings:
                 panel.plot(
-                    sizes, [one[ratio][size].value for size in sizes],
+                    sizes, [one[quantity][size].value for size in sizes],
                     color=figures.COLOURS[number], alpha=0.35, lw=0.7,
                 )  # fmt: skip
-            means = [np.mean([one[ratio][size].value for one in trainings]) for size in sizes]
+            means = [np.mean([one[quantity][size].value for one in trainings]) for size in sizes]
             figures.line(panel, number, sizes, means, f"trained with K = {trained_with}")
-        panel.set(title=ratio, xscale="log", xlabel="importance samples K")
+            if quantity == SNR_OF_NAIVE:
+                panel.axvline(trained_with, color=figures.COLOURS[number], ls=":", lw=0.8)
+        if quantity in RATIOS:
+            panel.axhline(1, color="0.4", lw=0.8)
+        panel.set(title=quantity, xscale="log", xlabel="importance samples K")
+    axes[1, 1].set(yscale="log", title=r"SNR of naive by $\theta$")
     axes[0, 0].set_yscale("log")
     axes[0, 0].set_ylim(top=600)  # room for the legend
     axes[0, 0].legend(loc="upper left")
