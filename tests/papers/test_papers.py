@@ -301,6 +301,10 @@ def test_the_page_of_lengths(tmp_path):
     assert "30 × 8,192 × 3" in page
     assert "1 of 36 cells have been trained" in page
     assert "0 of 54 cells have been trained" in page
+    # Cells that a figure was trained for count as well.
+    (tmp_path / "figures.json").write_text(json.dumps(content | {"experiment": "figures"}))
+    (tmp_path / "part" / "table2.json").unlink()
+    assert "1 of 36 cells have been trained" in format_coverage(tmp_path)
 
 
 @pytest.mark.slow

@@ -79,6 +79,15 @@ def test_seeds_are_added_to_a_result_whose_runs_are_gone(capsys, tmp_path):
     assert reproduce(*more, "--out", "added", "--runs", "all") == 0
     assert "not trained again" not in capsys.readouterr().out
     assert result("added")["earlier"] == []
+    # Results of other folders count where they are named.
+    assert reproduce(*more, "--out", "other", "--runs", "newest", "--earlier", "added") == 0
+    out = capsys.readouterr().out
+    assert "Seeds that added/digits.json has are not trained again." in out
+    assert "0 groups of seeds are done, 0 to do" in out
+    (other,) = result("other")["cells"]
+    assert other["last"] == result("added")["cells"][0]["last"]
+    assert reproduce(*more, "--out", "other", "--earlier", "nowhere") == 2
+    assert "--earlier: nowhere has no results of" in capsys.readouterr().err
     # Images of another number are other images.
     content = result("added")
     content["datasets"]["digits"] = [1, 1]

@@ -54,6 +54,8 @@ class Sweep:
     """haiku (the papers' default) or glorot."""
     runs: Path = Path("runs/papers")
     """Folder of all run folders; what is done there is skipped, what was cut off continues."""
+    earlier: tuple[Path, ...] = ()
+    """More folders, besides --out, with results whose seeds are not trained again."""
     data_dir: Path | None = None
     """Folder with the data sets' official files; without it they are downloaded."""
     executor: Literal["inline", "local", "slurm"] = "inline"
@@ -131,7 +133,13 @@ def reproduce(
         from gdregs.papers.image_models import reproduce_images
 
         lines = reproduce_images(
-            experiment, out, sweep.scale(), sweep.only(), sweep.where(), sweep.budget
+            experiment,
+            out,
+            sweep.scale(),
+            sweep.only(),
+            sweep.where(),
+            sweep.budget,
+            sweep.earlier,
         )
     else:
         if sweep != Sweep():

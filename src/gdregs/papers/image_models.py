@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,7 @@ def reproduce_images(
     only: Only,
     where: Where,
     budget: float | None = None,
+    earlier_results: Sequence[Path] = (),
 ) -> list[str]:
     """Train what is missing of a grid, and write results, figures and the page of tables.
 
@@ -97,14 +98,17 @@ def reproduce_images(
         where: Where the runs are and how they are run.
         budget: Only the rows that fit into so many hours on one accelerator, those first that
             decide most.
+        earlier_results: More folders with results whose seeds are not trained again.
 
     Returns:
         Lines that say what was found and where it stands.
 
     Raises:
-        UserError: If nothing is left to run, a file is in the way, or jobs have failed.
+        UserError: If nothing is left to run, a file is in the way, a folder has no results, or jobs
+            have failed.
     """
     _check_scale(scale)
+    before = [*_results_in(folder), *_all_results_in(earlier_results)]
     grid = find_grid(name)
     again = grid.resampled if scale.gradient_samples is None else ()
     mixes = only.choose(grid.mixes) if only.pairs else ()
@@ -123,14 +127,14 @@ def reproduce_images(
     resampled, more = scale_cells(originals[1], scale, where.data_dir)
     datasets |= more
     images = sizes(datasets)
-    result = folder / f"{name}.json"
     every = [*cells, *resampled]
-    earlier = read_earlier(result, every, scale.seeds, images, where.runs)
+    earlier = read_earlier(before, every, scale.seeds, images, where.runs)
     jobs, done = plan(every, scale.seeds, where, earlier.seeds())
     text = describe_scale(grid, originals, scale, datasets)
     print(f"{name}: {len(every)} cells of {scale.seeds} seeds. {text}")
     if earlier.cells:
-        print(f"Seeds that {result} has are not trained again.")
+        have = "has" if len(earlier.paths) == 1 else "have"
+        print(f"Seeds that {', '.join(map(str, earlier.paths))} {have} are not trained again.")
     print(f"{done} groups of seeds are done, {len(jobs)} to do in {where.runs}, {_how(where)}.")
     run_jobs(jobs, where)
     trained = _collect(where, cells, scale.seeds, earlier)
@@ -143,6 +147,20 @@ def reproduce_images(
         f"{folder / PAGE}: ours beside the published tables",
         f"{folder / COVERAGE}: what length each cell has had",
     ]
+
+
+def _results_in(folder: Path) -> list[Path]:
+    """Those of all grids: `figures` shows cells that a table may have trained."""
+    return [path for name in NAMES if (path := folder / f"{name}.json").exists()]
+
+
+def _all_results_in(folders: Iterable[Path]) -> list[Path]:
+    found = []
+    for folder in folders:
+        if not (there := _results_in(folder)):
+            raise UserError(f"--earlier: {folder} has no results of {', '.join(NAMES)}.")
+        found += there
+    return found
 
 
 def _check_scale(scale: Scale) -> None:

@@ -262,7 +262,7 @@ def difference(one: Measured, other: Measured) -> Measured:
 def snr_of(moments: Moments, name, signals, pick, groups) -> float:
     """The average over parameters of |mean| / standard deviation, from some groups of draws."""
     mean, variance = pick(moments.mean)[signals[name]], pick(moments.variance)[name]
-    return np.mean(np.abs(typical(mean[groups])) / np.sqrt(typical(variance[groups])))
+    return float(np.mean(np.abs(typical(mean[groups])) / np.sqrt(typical(variance[groups]))))
 
 
 def num_groups(moments: Moments, pick) -> int:

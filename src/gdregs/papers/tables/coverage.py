@@ -44,7 +44,7 @@ def format_coverage(folder: Path) -> str:
     ]
     for name in PAPER_GRIDS:
         grid = GRIDS[name]
-        known = lengths(read_all(folder, name))
+        known = lengths([*read_all(folder, name), *read_all(folder, "figures")])
         rows: dict[str, list[Any]] = {}
         for cell in grid.cells:
             rows.setdefault(cell.task, []).append(cell)

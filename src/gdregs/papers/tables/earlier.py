@@ -1,4 +1,4 @@
-"""Seeds that a folder's result has, so that more can be added where their run folders are gone."""
+"""Seeds that results have, so that more can be added where their run folders are gone."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,16 +15,18 @@ Sizes = dict[str, list[int]]
 
 
 class Earlier(NamedTuple):
-    """What is taken from a folder's result.
+    """What is taken from results.
 
     Attributes:
         cells: Some seeds of a cell, by its settings.
-        origins: Its command, date, hardware and versions, and those of what it was added to itself;
-            empty where nothing is taken.
+        origins: Commands, dates, hardware and versions of what is taken, and of what that was added
+            to itself; empty where nothing is taken.
+        paths: The results from which something is taken.
     """
 
     cells: Mapping[Config, Cell]
     origins: tuple[dict[str, Any], ...]
+    paths: tuple[Path, ...]
 
     def seeds(self) -> dict[Config, tuple[int, ...]]:
         """The seeds that need not be trained."""
@@ -37,34 +39,46 @@ def sizes(datasets: Mapping[str, Dataset]) -> Sizes:
 
 
 def read_earlier(
-    path: Path, configs: Iterable[Config], num_seeds: int, images: Sizes, runs: Path
+    paths: Iterable[Path], configs: Iterable[Config], num_seeds: int, images: Sizes, runs: Path
 ) -> Earlier:
-    """The seeds below `num_seeds` that a result has and that have no run folder.
+    """The seeds below `num_seeds` that results have and that have no run folder.
 
     Args:
-        path: The result. It is left alone where it does not say on how many images it was trained.
+        paths: The results. One that does not say on how many images it was trained is left alone;
+            where several have a cell, it is taken from the one with the most seeds.
         configs: The cells that are wanted.
         num_seeds: How many seeds.
         images: The sizes of the data sets at hand.
         runs: The folder of all run folders, which have more than a result.
     """
-    content = read_result(path) or {}
-    written = content.get("datasets", {})
-    found = {}
-    for part in (*content.get("cells", ()), *content.get("resampled", ())):
-        name = part["config"]["dataset"]
-        if name in images and written.get(name) == images[name]:
+    found: dict[Config, tuple[Cell, Path]] = {}
+    contents = {path: read_result(path) or {} for path in paths}
+    for path, content in contents.items():
+        written = content.get("datasets", {})
+        for part in (*content.get("cells", ()), *content.get("resampled", ())):
+            name = part["config"]["dataset"]
+            if name not in images or written.get(name) != images[name]:
+                continue
             cell = cell_from_dict(part)
-            found[cell.config] = cell
-    taken = {}
+            best = len(found[cell.config][0].seeds) if cell.config in found else 0
+            if set(cell.seeds) <= set(range(num_seeds)) and len(cell.seeds) > best:
+                found[cell.config] = cell, path
+    taken: dict[Config, Cell] = {}
+    seeds: dict[Path, set[int]] = {}
     for config in configs:
-        cell = found.get(config)
+        if config not in found:
+            continue
+        cell, path = found[config]
         begun = {number for group in find_groups(runs, config) for number in group.seeds.numbers}
-        if cell and set(cell.seeds) <= set(range(num_seeds)) and not set(cell.seeds) <= begun:
+        if not set(cell.seeds) <= begun:
             taken[config] = cell
-    if not taken:
-        return Earlier({}, ())
-    origin = {key: content[key] for key in ("command", "date", "hardware", "versions")}
-    origin["seeds"] = sorted({seed for cell in taken.values() for seed in cell.seeds})
-    before = [one for one in content["earlier"] if one != origin]
-    return Earlier(taken, (*before, origin))
+            seeds.setdefault(path, set()).update(cell.seeds)
+    origins: list[dict[str, Any]] = []
+    for path, numbers in seeds.items():
+        content = contents[path]
+        origin = {key: content[key] for key in ("command", "date", "hardware", "versions")}
+        origin["seeds"] = sorted(numbers)
+        for one in (*content.get("earlier", ()), origin):
+            if one not in origins:
+                origins.append(one)
+    return Earlier(taken, tuple(origins), tuple(seeds))

@@ -107,12 +107,13 @@ def draw_cells(
     rows = [task for task in (tasks or present) if task in present]
     if not rows:
         return None
+    marked = len({cell.config.gradient_samples for cell in cells}) > 1
     figure, axes = new_figure(len(columns), len(rows), width=2.3, height=1.9)
     for place, task in enumerate(rows):
         members = [cell for cell in cells if cell.row_name == task]
         for axis, column in zip(axes[place], columns, strict=True):
             for cell in members:
-                _draw_line(axis, cell, column)
+                _draw_line(axis, cell, column, marked)
             _fit(axis, column)
             if place == 0:
                 axis.set_title(column.title)
@@ -126,7 +127,7 @@ def draw_cells(
     return figure
 
 
-def _draw_line(axis: Any, cell: Cell, column: Column) -> None:
+def _draw_line(axis: Any, cell: Cell, column: Column, marked: bool) -> None:
     centre = column.read(cell.curves)
     if centre is None:
         return
@@ -134,7 +135,7 @@ def _draw_line(axis: Any, cell: Cell, column: Column) -> None:
     if not shown.any():
         return
     epochs, centre = np.array(cell.epochs)[shown], centre[shown]
-    colour, style, label = _style(cell)
+    colour, style, label = _style(cell, marked)
     marker = "." if len(epochs) < 30 else None
     axis.plot(epochs, centre, style, color=colour, label=label, marker=marker, ms=3)
     if cell.by_seed is not None and len(cell.seeds) > 1:
@@ -145,10 +146,11 @@ def _draw_line(axis: Any, cell: Cell, column: Column) -> None:
         axis.fill_between(epochs, low, centre + spread, color=colour, alpha=0.15, lw=0)
 
 
-def _style(cell: Cell) -> tuple[str, str, str]:
-    """Colour by the posterior's estimator, dashes by the prior's, with dots where resampled.
+def _style(cell: Cell, marked: bool) -> tuple[str, str, str]:
+    """Colour by the posterior's estimator, dashes by the prior's.
 
-    A learned mix of the prior's has a colour of its own.
+    A learned mix of the prior's has a colour of its own. Where cells differ in M (`marked`), those
+    whose backward pass is resampled have dots, and say so.
     """
     posterior, prior = cell.config.posterior_estimator, cell.config.prior_estimator
     names = ("naive", "stl", "dregs", "rws", "rws-dregs")
@@ -156,7 +158,7 @@ def _style(cell: Cell) -> tuple[str, str, str]:
     colour = COLOURS[names.index(posterior)] if plain else COLOURS[-1]
     style = "--" if prior == "naive" else "-"
     label = cell.pair
-    if cell.config.gradient_samples:
+    if marked and cell.config.gradient_samples:
         style = ":" if style == "-" else "-."
         label = f"{label}, M = {cell.config.gradient_samples}"
     return colour, style, label
