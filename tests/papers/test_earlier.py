@@ -5,7 +5,7 @@ import json
 import pytest
 
 from gdregs.papers.tables.cells import cell_from_rows
-from gdregs.papers.tables.earlier import read_earlier
+from gdregs.papers.tables.earlier import is_result, read_earlier
 from gdregs.vae.config import Config
 
 CONFIG = Config(dataset="digits", epochs=1)
@@ -16,8 +16,8 @@ def write(path, config, num_seeds, *, date, earlier=(), images=IMAGES):
     row = {"epoch": 1, "test_bound": -1.0, "images_per_second": 1.0}
     cell = cell_from_rows(config, range(num_seeds), [[row]] * num_seeds)
     content = {
-        "command": "c", "date": date, "hardware": "h", "versions": {}, "earlier": list(earlier),
-        "datasets": images, "cells": [cell.to_dict()], "resampled": [],
+        "experiment": path.stem, "command": "c", "date": date, "hardware": "h", "versions": {},
+        "earlier": list(earlier), "datasets": images, "cells": [cell.to_dict()], "resampled": [],
     }  # fmt: skip
     path.write_text(json.dumps(content))
     return path
@@ -49,3 +49,20 @@ def test_other_images_are_not_taken(tmp_path, images):
     path = write(tmp_path / "digits.json", CONFIG, 2, date="1", images=images)
     found = read_earlier([path], [CONFIG], 5, IMAGES, tmp_path / "runs")
     assert (found.cells, found.origins, found.paths) == ({}, (), ())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"experiment": "digits"',
+        "[]",
+        '{"experiment": "toy"}',
+        '{"experiment": "digits", "cells": [{}]}',
+        '{"experiment": "digits", "cells": [{"config": {"unknown": 1}, "curves": {"epoch": []}}]}',
+    ],
+)
+def test_a_file_that_is_no_result_is_told_apart(tmp_path, text):
+    (tmp_path / "digits.json").write_text(text)
+    assert not is_result(tmp_path / "digits.json")
+    assert not is_result(tmp_path / "missing.json")
+    assert is_result(write(tmp_path / "digits.json", CONFIG, 2, date="1"))

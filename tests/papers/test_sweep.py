@@ -88,6 +88,10 @@ def test_seeds_are_added_to_a_result_whose_runs_are_gone(capsys, tmp_path):
     assert other["last"] == result("added")["cells"][0]["last"]
     assert reproduce(*more, "--out", "other", "--earlier", "nowhere") == 2
     assert "--earlier: nowhere has no results of" in capsys.readouterr().err
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "digits.json").write_text('{"experiment": "digits"')
+    assert reproduce(*more, "--out", "other", "--earlier", "broken") == 2
+    assert "broken/digits.json is not a result of" in capsys.readouterr().err
     # Images of another number are other images.
     content = result("added")
     content["datasets"]["digits"] = [1, 1]

@@ -26,7 +26,7 @@ from gdregs.papers.tables.comparisons import (
 from gdregs.papers.tables.coverage import PAGE as COVERAGE
 from gdregs.papers.tables.coverage import format_coverage, open_questions
 from gdregs.papers.tables.differences import draw_differences
-from gdregs.papers.tables.earlier import Earlier, read_earlier, sizes
+from gdregs.papers.tables.earlier import Earlier, is_result, read_earlier, sizes
 from gdregs.papers.tables.figures import CURVES, LAYOUTS, draw_cells
 from gdregs.papers.tables.page import TITLE, format_page
 from gdregs.papers.tables.statements import read_cost
@@ -108,7 +108,7 @@ def reproduce_images(
             have failed.
     """
     _check_scale(scale)
-    before = [*_results_in(folder), *_all_results_in(earlier_results)]
+    before = [*filter(is_result, _results_in(folder)), *_all_results_in(earlier_results)]
     grid = find_grid(name)
     again = grid.resampled if scale.gradient_samples is None else ()
     mixes = only.choose(grid.mixes) if only.pairs else ()
@@ -150,7 +150,7 @@ def reproduce_images(
 
 
 def _results_in(folder: Path) -> list[Path]:
-    """Those of all grids: `figures` shows cells that a table may have trained."""
+    """Files of all grids' names: `figures` shows cells that a table may have trained."""
     return [path for name in NAMES if (path := folder / f"{name}.json").exists()]
 
 
@@ -159,6 +159,11 @@ def _all_results_in(folders: Iterable[Path]) -> list[Path]:
     for folder in folders:
         if not (there := _results_in(folder)):
             raise UserError(f"--earlier: {folder} has no results of {', '.join(NAMES)}.")
+        for path in there:
+            if not is_result(path):
+                raise UserError(
+                    f"--earlier: {path} is not a result of `gdregs reproduce {path.stem}`."
+                )
         found += there
     return found
 

@@ -33,6 +33,23 @@ class Earlier(NamedTuple):
         return {config: cell.seeds for config, cell in self.cells.items()}
 
 
+def is_result(path: Path) -> bool:
+    """Whether a file is a grid's result, with cells that can be read."""
+    content = read_result(path)
+    if content is None or content.get("experiment") != path.stem:
+        return False
+    try:
+        for part in _cells(content):
+            cell_from_dict(part)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
+    return True
+
+
+def _cells(content: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+    return (*content.get("cells", ()), *content.get("resampled", ()))
+
+
 def sizes(datasets: Mapping[str, Dataset]) -> Sizes:
     """The sizes of data sets, as a result keeps them."""
     return {name: [len(data.train), len(data.test)] for name, data in datasets.items()}
@@ -55,7 +72,7 @@ def read_earlier(
     contents = {path: read_result(path) or {} for path in paths}
     for path, content in contents.items():
         written = content.get("datasets", {})
-        for part in (*content.get("cells", ()), *content.get("resampled", ())):
+        for part in _cells(content):
             name = part["config"]["dataset"]
             if name not in images or written.get(name) != images[name]:
                 continue
