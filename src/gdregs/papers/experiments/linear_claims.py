@@ -259,38 +259,17 @@ def difference(one: Measured, other: Measured) -> Measured:
     return Measured(one.value - other.value, float(np.hypot(one.error, other.error)))
 
 
-def snr_of(moments: Moments, name, signals, pick, groups) -> float:
-    """The average over parameters of |mean| / standard deviation, from some groups of draws."""
-    mean, variance = pick(moments.mean)[signals[name]], pick(moments.variance)[name]
-    return float(np.mean(np.abs(typical(mean[groups])) / np.sqrt(typical(variance[groups]))))
-
-
-def num_groups(moments: Moments, pick) -> int:
-    """How many groups of draws there are."""
-    return len(next(iter(pick(moments.mean).values())))
-
-
-def snr(results, name, signals, pick) -> dict[int, Measured]:
-    """The average SNR, by K."""
-    return {
-        size: bootstrap(
-            lambda groups, moments=moments: snr_of(moments, name, signals, pick, groups),
-            num_groups(moments, pick),
-        )
-        for size, moments in results.items()
-    }
-
-
 def snr_ratio(results, one, other, signals, pick) -> dict[int, Measured]:
     """The ratio of average SNRs, by K."""
 
     def at(moments: Moments) -> Measured:
-        def ratio(groups):
-            return snr_of(moments, one, signals, pick, groups) / snr_of(
-                moments, other, signals, pick, groups
-            )
+        means, variances = pick(moments.mean), pick(moments.variance)
 
-        return bootstrap(ratio, num_groups(moments, pick))
+        def snr(name, groups):
+            mean, variance = means[signals[name]][groups], variances[name][groups]
+            return np.mean(np.abs(typical(mean)) / np.sqrt(typical(variance)))
+
+        return bootstrap(lambda groups: snr(one, groups) / snr(other, groups), len(means[one]))
 
     return {size: at(moments) for size, moments in results.items()}
 
