@@ -252,6 +252,28 @@ def test_results_have_a_json_a_figure_and_a_page(tmp_path):
     assert "(Fig. 6)](figure6.png)" in page
 
 
+def test_variances_are_relative_to_the_first_pair_of_a_row_without_naive(tmp_path):
+    every = Only(("mnist",), (2,)).choose(GRIDS["table2"].cells)
+
+    def page_of(*pairs):
+        measured = []
+        for index, config in enumerate(c for c in every if c.pair in pairs):
+            cell = make_cell(config, [-39.0, -39.2])
+            cell.last["variance.posterior"] = [8.0 * 2**index] * 2
+            measured.append(cell)
+        write_results(tmp_path, "table2", "A title", measured, [], "Scaled down: a lot.", {})
+        return " ".join((tmp_path / "tables.md").read_text().split())
+
+    page = page_of("dregs+naive", "dregs+gdregs")
+    assert "| mnist-L2 | dregs+naive | 1 | 1 | 1 |" in page
+    assert "| | dregs+gdregs | 2 | 1 | 1 |" in page
+    assert "or with the first pair of a row that has none" in page
+    page = page_of("naive+naive", "naive+gdregs", "dregs+naive")
+    assert "| mnist-L2 | naive+naive | 1 | 1 | 1 |" in page
+    assert "| | dregs+naive | 4 | 1 | 1 |" in page
+    assert "of a row that has none" not in page
+
+
 def test_figures_have_a_panel_for_each_task_and_quantity():
     measured = [
         make_cell(shrink(c, Scale(LAST), 60_000, 10_000), [-39.0, -39.2])

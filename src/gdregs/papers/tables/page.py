@@ -14,6 +14,9 @@ from gdregs.vae.show.markdown import markdown_table
 
 TITLE = "# Image models, beside the published tables"
 
+REFERENCE = "naive+naive"
+"""The pair whose variances those of the others are given relative to."""
+
 _INTRODUCTION = """\
 Test objectives are Eq. (2) with K = 64 on dynamically binarised test images, in nats per image,
 larger is better: means over seeds with 1.96 standard errors, as in the source. Pairs name the
@@ -135,15 +138,19 @@ def _format_comparisons(comparisons: list[Mapping[str, Any]]) -> str:
 
 
 def _format_gradients(cells: list[Mapping[str, Any]]) -> str:
-    """Variances at the end of training relative to those of naive+naive, KL, and ESS."""
+    """Variances at the end of training relative to those of the row's reference, KL, and ESS.
+
+    The reference is naive+naive, and the first pair of a row that was trained without that.
+    """
     lines = []
-    for row, by_pair in _rows(cells).items():
-        naive = by_pair.get("naive+naive")
+    rows = _rows(cells)
+    for row, by_pair in rows.items():
+        reference = by_pair.get(REFERENCE, next(iter(by_pair.values())))
         for pair, cell in by_pair.items():
             last = {name: _average(values) for name, values in cell["last"].items()}
             layers = [_fixed(value, 2) for name, value in last.items() if name.startswith("kl.")]
             ratios = [
-                _ratio(last, naive, f"variance.{group}")
+                _ratio(last, reference, f"variance.{group}")
                 for group in ("posterior", "prior", "likelihood")
             ]
             size = _fixed(last.get("test_effective_sample_size"), 2)
@@ -152,11 +159,13 @@ def _format_gradients(cells: list[Mapping[str, Any]]) -> str:
             )
             row = ""
     header = ["row", "pair", "var φ", "var θ", "var λ", "KL by layer", "ESS", "train objective"]
+    lacking = any(REFERENCE not in by_pair for by_pair in rows.values())
+    elsewhere = ", or with the first pair of a row that has none" if lacking else ""
     return (
         "At the end of training, means over seeds. Variances of the gradients of the posterior (φ),"
         " prior (θ) and likelihood (λ) are relative to those of the model that was trained with"
-        " naive+naive; each model is measured with the pair that it was trained with.\n\n"
-        + markdown_table(header, lines)
+        f" {REFERENCE}{elsewhere}; each model is measured with the pair that it was trained with."
+        "\n\n" + markdown_table(header, lines)
     )
 
 
@@ -168,10 +177,10 @@ def _fixed(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
-def _ratio(last: Mapping[str, float], naive: Mapping[str, Any] | None, name: str) -> str:
-    if naive is None or name not in last or not _average(naive["last"][name]):
+def _ratio(last: Mapping[str, float], reference: Mapping[str, Any], name: str) -> str:
+    if name not in last or not _average(reference["last"][name]):
         return ""
-    return f"{last[name] / _average(naive['last'][name]):.3g}"
+    return f"{last[name] / _average(reference['last'][name]):.3g}"
 
 
 def _format_resampled(cells: list[Mapping[str, Any]], resampled: list[Mapping[str, Any]]) -> str:
