@@ -173,7 +173,7 @@ def test_another_runs_folder_is_refused_and_untouched(capsys, tmp_path):
     before = {path.name: path.read_bytes() for path in (tmp_path / "r").iterdir()}
     capsys.readouterr()
     assert run("train", *SMALL, "--epochs", 1, "--out", "r", "--seed", 1) == 2
-    assert "r holds a run with --seed 0 (not 1); choose another --out" in capsys.readouterr().err
+    assert "r holds a run with --seed 0 (not 1); choose another folder" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in (tmp_path / "r").iterdir()} == before
 
 

@@ -128,7 +128,7 @@ def test_a_folder_of_other_settings_is_left_alone(tmp_path, data):
         open_run(tmp_path / "run", other)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("precious")
-    with pytest.raises(UserError, match="is not a run folder; choose another --out"):
+    with pytest.raises(UserError, match="is not a run folder; choose another folder"):
         open_run(tmp_path / "mine", SMALL)
     assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]

@@ -59,15 +59,15 @@ def open_run(
         different = differences(config, saved)
         if different:
             raise UserError(
-                f"{folder} holds a run with {', '.join(different)}; choose another --out."
+                f"{folder} holds a run with {', '.join(different)}; choose another folder."
             )
         if read_seeds(folder) != seeds:
-            raise UserError(f"{folder} holds a run of other seeds; choose another --out.")
+            raise UserError(f"{folder} holds a run of other seeds; choose another folder.")
         if config.epochs > saved.epochs:
             _write_config(folder, config, seeds, data)
         return
     if folder.exists() and (not folder.is_dir() or _has_files(folder)):
-        raise UserError(f"{folder} exists and is not a run folder; choose another --out.")
+        raise UserError(f"{folder} exists and is not a run folder; choose another folder.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

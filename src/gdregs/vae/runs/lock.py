@@ -27,7 +27,7 @@ def locked(folder: Path) -> Iterator[None]:
         lock = filelock.FileLock(folder / LOCK, timeout=0).acquire()
     except filelock.Timeout:
         raise UserError(
-            f"{folder} is in use by {_holder(folder)}; wait for it, or choose another --out."
+            f"{folder} is in use by {_holder(folder)}; wait for it, or choose another folder."
         ) from None
     except OSError as error:
         raise UserError(f"{folder} cannot be written to ({error.strerror}).") from None
