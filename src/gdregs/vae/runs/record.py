@@ -45,7 +45,7 @@ def check_data(folder: Path, dataset: Dataset) -> None:
         raise UserError(
             f"{folder} was trained on other images ({record['train']} and {record['test']}; here"
             f" {len(dataset.train)} and {len(dataset.test)}, or others of them); choose another"
-            f" --out."
+            " folder."
         )
 
 
