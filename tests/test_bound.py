@@ -1,5 +1,7 @@
 """The contract of `bound`: shapes, transformations, weights that are 0, streams, and errors."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -199,27 +201,26 @@ def test_parameters_shared_between_parts(float64):
 def test_a_datapoint_without_weight(name, options, bad):
     phi, theta, lam, x = reference.init(jax.random.key(1))
 
-    def value(phi, theta, lam, x, spoiled):
+    @jax.jit
+    @functools.partial(jax.grad, argnums=(0, 1, 2), has_aux=True)
+    def run(phi, theta, lam, spoiled, counted):
+        """Gradients of the sum over the counted datapoints: one program for both runs."""
         likelihood = models.likelihood(lam, x)
-        with_bad = (lambda z: likelihood(z).at[:, 1].set(bad)) if spoiled else likelihood
-        return gdregs.bound(
+        values = gdregs.bound(
             models.posterior(phi, x),
             models.prior(theta),
-            with_bad,
+            lambda z: jnp.where(spoiled[None], bad, likelihood(z)),
             key=KEY,
             num_samples=6,
             objective=OBJECTIVES[name],
             **options,
         )
+        return jnp.sum(values, where=counted), values
 
-    def others(phi, theta, lam, spoiled):
-        values = value(phi, theta, lam, x, spoiled)
-        # The spoiled datapoint takes part in the sum: its gradient must be 0 and not nan.
-        return jnp.sum(values) if spoiled else values[0] + values[2], values
-
-    run = jax.jit(jax.grad(others, argnums=(0, 1, 2), has_aux=True), static_argnums=3)
-    actual, bounds = run(phi, theta, lam, True)
-    expected, clean = run(phi, theta, lam, False)
+    second = jnp.arange(3) == 1
+    # The spoiled datapoint takes part in the sum: its gradient must be 0 and not nan.
+    actual, bounds = run(phi, theta, lam, second, second | True)
+    expected, clean = run(phi, theta, lam, second & False, ~second)
     assert bounds[1] == -jnp.inf
     np.testing.assert_allclose(bounds[jnp.array([0, 2])], clean[jnp.array([0, 2])], rtol=1e-5)
     jax.tree.map(

@@ -1,5 +1,7 @@
 """Small models for the tests, built from gdregs and from the parameters of `reference`."""
 
+import itertools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -102,6 +104,14 @@ PRIOR_ESTIMATORS = {
     **{name: name for name in gdregs.PRIOR_ESTIMATORS},
     "mixed 0.3": gdregs.mixed_gdregs(0.3),
 }
+PAIRS_WITH_EACH = [
+    *zip(POSTERIOR_ESTIMATORS, itertools.cycle(("naive", "gdregs")), strict=False),
+    ("dregs", "gdregs-mix"),
+]
+"""Each estimator in a pair of its own: the posterior's decides on its gradient, the prior's on its.
+
+`test_against_surrogate_losses` has every pair.
+"""
 
 
 def bound_gradients(phi, theta, lam, x, key, num_samples, objective, pair, **options):
