@@ -120,7 +120,7 @@ def step(auto, state, key):
 
 
 @pytest.mark.slow
-def test_every_step_is_unbiased_and_to_look_at_the_draw_first_is_not(optimised):
+def test_every_step_is_unbiased_and_to_look_at_the_draw_first_is_not():
     """The step after four others against the naive one of the same draw, over 20,000 runs."""
     auto = gdregs.Auto(patience=1.0)
 

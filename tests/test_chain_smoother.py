@@ -9,6 +9,7 @@ import pytest
 
 import chains
 import gdregs
+from means import largest_z
 from models import OBJECTIVES
 
 
@@ -78,26 +79,31 @@ def test_the_bound_at_the_smoother_is_the_likelihood_and_has_no_gradient(float64
 
 
 @pytest.mark.slow
-def test_gradients_of_the_prior_are_those_of_the_exact_likelihood(optimised):
+def test_gradients_of_the_prior_are_those_of_the_exact_likelihood():
     theta = jnp.array(0.9)
     _, smoother = kalman(X, theta, 0.5, 0.7)
     exact = float(jax.grad(lambda theta: kalman(X, theta, 0.5, 0.7)[0])(theta))
-    for options in (
-        {},
-        {"prior_estimator": "naive"},
-        {"num_gradient_samples": 2},
-        {"prior_estimator": gdregs.mixed_gdregs(0.4)},
-    ):
-        moments = gdregs.gradient_moments(
-            lambda key, o=options: jax.grad(smoothed_bound, argnums=1)(smoother, theta, key, **o),
-            jax.random.key(0),
-            20_000,
-        )
-        assert abs(float(moments.mean) - exact) < 5 * float(moments.standard_error)
+    estimators = {
+        "gdregs": {},
+        "naive": {"prior_estimator": "naive"},
+        "M = 2": {"num_gradient_samples": 2},
+        "mixed": {"prior_estimator": gdregs.mixed_gdregs(0.4)},
+    }
+
+    def gradients(key):
+        """All in one program, as most of the time goes to compiling."""
+        return {
+            name: jax.grad(smoothed_bound, argnums=1)(smoother, theta, key, **options)
+            for name, options in estimators.items()
+        }
+
+    moments = gdregs.gradient_moments(gradients, jax.random.key(0), 20_000)
+    for name, mean in moments.mean.items():
+        assert abs(float(mean) - exact) < 5 * float(moments.standard_error[name]), name
 
 
 @pytest.mark.slow
-def test_estimators_agree_over_draws_and_a_biased_one_does_not(optimised):
+def test_estimators_agree_over_draws_and_a_biased_one_does_not():
     """Away from the smoother: DReGs and GDReGs against naive; STL is biased."""
     theta = jnp.array(0.9)
     gain, shift, width = kalman(X, theta, 0.5, 0.7)[1]
@@ -107,10 +113,11 @@ def test_estimators_agree_over_draws_and_a_biased_one_does_not(optimised):
         return lambda key: jax.grad(smoothed_bound, argnums=(0, 1))(phi, theta, key, **options)
 
     naive = gradient(posterior_estimator="naive", prior_estimator="naive")
-    for options in ({}, {"num_gradient_samples": 2}):
-        check = gdregs.check_unbiased(gradient(**options), naive, jax.random.key(0), 40_000)
-        assert check.unbiased, check
-    biased = gdregs.check_unbiased(
-        gradient(posterior_estimator="stl"), naive, jax.random.key(0), 40_000
-    )
-    assert not biased.unbiased
+    suspects = {
+        "whole": gradient(),
+        "M = 2": gradient(num_gradient_samples=2),
+        "stl": gradient(posterior_estimator="stl"),
+    }
+    largest = largest_z(suspects, naive, jax.random.key(0), 40_000)
+    assert largest.pop("stl") > 1
+    assert max(largest.values()) < 1, largest

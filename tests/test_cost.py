@@ -33,7 +33,7 @@ def flops(*arguments):
         pytest.param(3, 1.20, marks=pytest.mark.slow),
     ],
 )
-def test_flops_of_a_step(optimised, num_layers, limit):
+def test_flops_of_a_step(num_layers, limit):
     """Against the best hand-written naive step: each network evaluated once, layers split."""
     model, x = steps.make_model(num_layers), steps.binary_images(BATCH)
     naive = flops(steps.naive_step, model, x, SAMPLES)
@@ -43,7 +43,7 @@ def test_flops_of_a_step(optimised, num_layers, limit):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_gradient_samples", [None, 8])
-def test_flops_of_a_draw_in_a_loop(optimised, num_gradient_samples):
+def test_flops_of_a_draw_in_a_loop(num_gradient_samples):
     """Those of a step, although the compiler hoists what depends on weights and images alone.
 
     If it hoisted that once for the look and once for the pull, it would not see that the rest of
@@ -64,7 +64,7 @@ def test_flops_of_a_draw_in_a_loop(optimised, num_gradient_samples):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_layers", [1, 2, 3])
-def test_flops_against_the_three_surrogate_losses(optimised, num_layers):
+def test_flops_against_the_three_surrogate_losses(num_layers):
     """On the conditional model: without a context, a single layer's prior has no parameters."""
     model = steps.make_model(num_layers, conditional=True)
     x = steps.binary_images(BATCH)
@@ -98,7 +98,7 @@ def test_the_hand_written_steps_compute_the_same(conditional):
 
 
 @pytest.mark.parametrize("num_gradient_samples", [None, 8])
-def test_streamed_memory_is_flat(optimised, num_gradient_samples):
+def test_streamed_memory_is_flat(num_gradient_samples):
     """Temporary memory of a gradient step at K = 65,536 against K = chunk size."""
     model, x = steps.make_model(2), steps.binary_images(BATCH)
 
@@ -117,7 +117,7 @@ def test_streamed_memory_is_flat(optimised, num_gradient_samples):
 @pytest.mark.parametrize(
     "objective", [gdregs.ELBO(), gdregs.IWAE(), gdregs.VRIWAE(0.5), gdregs.JVI()], ids=str
 )
-def test_streamed_memory_is_flat_for_every_objective(optimised, objective):
+def test_streamed_memory_is_flat_for_every_objective(objective):
     """A model of a few numbers: nothing of size K can hide behind its networks."""
     x = jnp.linspace(-1, 1, 8)
 

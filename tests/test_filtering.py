@@ -41,7 +41,7 @@ def draws(options, count=60_000):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("resample_every", [1, 3])
-def test_estimators_have_the_mean_of_the_usual_gradient(resample_every, optimised):
+def test_estimators_have_the_mean_of_the_usual_gradient(resample_every):
     usual = draws({"posterior_estimator": "naive", "resample_every": resample_every})
     variance = {}
     for posterior, prior, is_right in (

@@ -133,7 +133,7 @@ class Cubic(eqx.Module):
         return self.factor * z**3 + jnp.sin(z)
 
 
-def test_the_identity_holds_for_any_integrand(optimised):
+def test_the_identity_holds_for_any_integrand():
     """(13) against quadrature, for a prior whose parameters g shares."""
     q = dist.Normal(0.4, 0.8)
     nodes, weights = np.polynomial.hermite_e.hermegauss(40)

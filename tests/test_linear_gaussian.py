@@ -64,7 +64,7 @@ def test_gdregs_is_b10_draw_by_draw(float64):
 
 
 @pytest.mark.slow
-def test_gradients_have_the_exact_mean(optimised):
+def test_gradients_have_the_exact_mean():
     """With q exact, every bound is log p(x), with the gradient sum (x - theta) / (1 + s^2)."""
     theta = 0.4
     phi = at_the_exact_posterior(theta)

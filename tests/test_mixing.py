@@ -117,7 +117,7 @@ def test_weighs_each_draw_with_an_alpha_from_the_draws_before():
     assert len(np.unique(alphas["wide"])) > 20
 
 
-def test_every_step_is_unbiased_and_to_look_at_the_draw_first_is_not(optimised):
+def test_every_step_is_unbiased_and_to_look_at_the_draw_first_is_not():
     """A second step's gradient against the naive one of the same draw, over many runs."""
     learned = gdregs.LearnedMix(("z",), patience=1.0)
     theta = jnp.asarray(0.5)
@@ -153,7 +153,7 @@ def test_every_step_is_unbiased_and_to_look_at_the_draw_first_is_not(optimised):
     assert abs(check.z_scores["looking first"]) > 3 * check.threshold
 
 
-def test_learning_costs_no_second_backward_pass(optimised):
+def test_learning_costs_no_second_backward_pass():
     """Of a step that has both estimators anyway, the sums for alpha are a few per cent."""
     model = VAE(64, num_layers=2, latent_size=8, hidden_size=32, key=jax.random.key(0))
     x = jnp.zeros((16, 64))

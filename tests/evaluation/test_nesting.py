@@ -10,6 +10,7 @@ import pytest
 
 import gdregs
 import models
+from means import largest_z
 
 X = jnp.array([0.5, -1.0, 2.0])
 NAIVE = {"posterior_estimator": "naive", "prior_estimator": "naive"}
@@ -73,7 +74,7 @@ def test_what_would_be_biased_is_refused(outer, inner):
         ({"objective": gdregs.ELBO(), "num_gradient_samples": 2}, {"num_gradient_samples": 2}),
     ],
 )
-def test_what_is_taken_is_unbiased(optimised, outer, inner):
+def test_what_is_taken_is_unbiased(outer, inner):
     objective = {"objective": outer["objective"]} if "objective" in outer else {}
 
     def gradient(outer, inner):
@@ -86,16 +87,15 @@ def test_what_is_taken_is_unbiased(optimised, outer, inner):
 
 
 @pytest.mark.slow
-def test_what_is_refused_is_biased(optimised, monkeypatch):
+def test_what_is_refused_is_biased(monkeypatch):
     monkeypatch.setattr(sys.modules["gdregs.bound"], "refuse_inside", lambda **_: None)
 
     def gradient(outer, inner):
         return lambda key: jax.grad(nested)(PARAMETERS, key, outer, inner)
 
-    naive = gradient(NAIVE, NAIVE)
-    for outer, inner in (({}, {}), ({**NAIVE}, {})):
-        check = gdregs.check_unbiased(gradient(outer, inner), naive, jax.random.key(1), 40_000)
-        assert not check.unbiased, (outer, inner)
+    suspects = {"both": gradient({}, {}), "inner": gradient(NAIVE, {})}
+    largest = largest_z(suspects, gradient(NAIVE, NAIVE), jax.random.key(1), 40_000)
+    assert min(largest.values()) > 1, largest
 
 
 def noisy(loc, shape_of, **options):

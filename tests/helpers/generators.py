@@ -18,8 +18,3 @@ def choose_older():
     except jax.errors.JaxRuntimeError:
         return
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --{OPTION}=false".strip()
-
-
-def newer():
-    """The option for `jax.jit` that overrules the flag in one program."""
-    return {OPTION: True} if OPTION in os.environ.get("XLA_FLAGS", "") else {}

@@ -13,6 +13,7 @@ from numpyro.primitives import mutable
 
 import gdregs
 from gdregs.numpyro.bound import Bound
+from means import largest_z
 from numpyro_programs import DATA, PROGRAMS, SCHOOLS, schools
 
 PAPERS = {"posterior_estimator": "dregs", "prior_estimator": "gdregs"}
@@ -70,19 +71,15 @@ def test_gradients_have_the_mean_of_numpyros(name):
             params
         )
 
-    def is_unbiased(**options):
-        return bool(
-            gdregs.check_unbiased(
-                gradient(Bound(4, **options)),
-                gradient(RenyiELBO(alpha=0, num_particles=4)),
-                jax.random.key(0),
-                2000,
-            ).unbiased
-        )
-
-    assert is_unbiased()
-    assert is_unbiased(num_gradient_samples=2)
-    assert not is_unbiased(posterior_estimator="stl")
+    suspects = {
+        "whole": gradient(Bound(4)),
+        "M = 2": gradient(Bound(4, num_gradient_samples=2)),
+        "stl": gradient(Bound(4, posterior_estimator="stl")),
+    }
+    reference = gradient(RenyiELBO(alpha=0, num_particles=4))
+    largest = largest_z(suspects, reference, jax.random.key(0), 2000)
+    assert largest.pop("stl") > 1
+    assert max(largest.values()) < 1, largest
 
 
 def test_streaming_changes_nothing_but_the_draws():
@@ -182,7 +179,7 @@ def test_bad_numbers_are_named():
 
 
 @pytest.mark.slow
-def test_gradients_of_eight_schools_vary_less_than_numpyros(optimised):
+def test_gradients_of_eight_schools_vary_less_than_numpyros():
     """K = 8, 1,000 draws, at parameters that 1,000 steps have trained; every part of the guide."""
     guide = autoguide.AutoNormal(schools)
     svi = SVI(schools, guide, optax.adam(0.02), Bound(8, prior_estimator="naive"))

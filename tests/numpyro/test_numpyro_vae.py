@@ -100,7 +100,7 @@ def test_it_trains_as_the_vae_of_this_library_does(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_layers", [1, 2])
-def test_a_step_beside_renyi_elbo(optimised, num_layers):
+def test_a_step_beside_renyi_elbo(num_layers):
     """The same value; with M = K / 2 no more operations and less variance, with M = 8 far fewer."""
     template = make_vae(num_layers, hidden_size=64)
     model, guide = program(template)

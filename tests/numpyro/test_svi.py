@@ -134,7 +134,7 @@ def total_variance(gradient, keys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["pinned", "logistic"])
-def test_never_worse_than_naive_and_in_the_end_better(optimised, name):
+def test_never_worse_than_naive_and_in_the_end_better(name):
     """Total variance over 600 draws, from the first step on; each alone is worse somewhere."""
     if name == "pinned":
         x = 2 + 0.5 * jax.random.normal(jax.random.key(9), (200,))

@@ -254,7 +254,7 @@ def test_reproduce_mixing(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_a_cell_costs_is_what_the_compiler_counts(optimised):
+def test_what_a_cell_costs_is_what_the_compiler_counts():
     """Operations of a training step, against XLA's count of its program."""
     settings = {"dataset": "digits", "num_layers": 2, "num_samples": 32, "batch_size": 16}
     data = load_dataset("digits")

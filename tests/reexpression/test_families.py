@@ -63,7 +63,7 @@ def compiled_cdf(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*VECTORS, *SOME_SCALARS])
-def test_gdregs_has_the_mean_of_the_score_function(float64, optimised, name):
+def test_gdregs_has_the_mean_of_the_score_function(float64, name):
     """Eq. (19) against the naive gradient of the prior, which needs no path; 3,000 x 8 draws."""
     family, num_draws = FAMILIES[name], 3000
     theta, phi = (_around(family, centre) for centre in (0.44, 0.56))

@@ -202,7 +202,7 @@ def test_every_network_with_every_likelihood(name, kind):
 
 
 @pytest.mark.slow
-def test_gradients_are_those_of_naive_on_average(optimised):
+def test_gradients_are_those_of_naive_on_average():
     """Of convolutions; `test_topdown.py` has what a ladder is made of."""
     model = models()["conv"]
     x = (jax.random.uniform(jax.random.key(1), (2, 64)) > 0.5).astype(jnp.float32)
