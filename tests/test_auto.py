@@ -1,5 +1,7 @@
 """The mix that is measured: rows of the table, unbiased steps, strengths of least variance."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,6 +117,7 @@ def gradient(parameters, key, posterior_estimator="naive", prior_estimator="naiv
     return jax.value_and_grad(loss)(parameters)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def step(auto, state, key):
     return auto.value_and_grad(lambda *pair: gradient(PARAMETERS, key, *pair), state)
 
