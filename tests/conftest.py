@@ -72,7 +72,7 @@ def pytest_collection_finish():
     """Look for cycles seldom: tracing makes many objects, which took 7% of the time of tests."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
+    gc.set_threshold(10_000, 10, 10)
 
 
 def pytest_collection_modifyitems(items):
