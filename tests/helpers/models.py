@@ -105,11 +105,12 @@ PRIOR_ESTIMATORS = {
     "mixed 0.3": gdregs.mixed_gdregs(0.3),
 }
 PAIRS_WITH_EACH = [
-    *zip(POSTERIOR_ESTIMATORS, itertools.cycle(("naive", "gdregs")), strict=False),
+    *zip(POSTERIOR_ESTIMATORS, itertools.cycle(("gdregs", "naive")), strict=False),
     ("dregs", "gdregs-mix"),
 ]
-"""Each estimator in a pair of its own: the posterior's decides on its gradient, the prior's on its.
+"""Each posterior estimator once, DReGs with GDReGs; the prior's are naive, GDReGs and the mix.
 
+The gradient by φ depends on the posterior's alone and that by θ on the prior's alone.
 `test_against_surrogate_losses` has every pair.
 """
 
