@@ -86,7 +86,6 @@ def test_samples_densities_and_paths_are_those_of_the_hierarchy(float64, variant
     assert all(np.abs(leaf).max() > 1e-3 for leaf in moved)
 
 
-@pytest.mark.no_cover  # others reach its lines, and to count takes half of its time
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "form", "objective"),
