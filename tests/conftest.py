@@ -45,7 +45,7 @@ def pytest_configure(config):
     if "PYTEST_XDIST_WORKER" in os.environ:
         return
     compiler.choose_fastest()
-    # Each worker of its own would have a thread for every core: PyTorch's tests took twice as long.
+    # Else each worker has a thread for every core, with which PyTorch's tests took twice as long.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if not config.pluginmanager.has_plugin("cacheprovider"):
         return
