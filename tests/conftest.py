@@ -58,7 +58,9 @@ def pytest_configure(config):
         jax.config.update(name, value)
 
 
-COUNTED = ("tests/vae/", "tests/papers/", "tests/torch/", "tests/pyro/", "tests/test_cli.py")
+COUNTED = tuple(
+    f"tests/{name}" for name in ("vae/", "papers/", "torch/", "pyro/", "test_chain", "test_cli")
+)
 """Where slow tests reach lines that no fast one does; to count takes a sixth of their time."""
 
 
