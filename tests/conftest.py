@@ -9,7 +9,7 @@ import numpyro.distributions as dist
 import pytest
 from numpyro.distributions import transforms
 
-import compiler
+import compiler_flags
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Tests compile much and compute little, those over many draws too; what trains convolutions asks
@@ -44,7 +44,7 @@ def pytest_configure(config):
     """Compile each program once: workers, what they start, and later runs share a cache."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         return
-    compiler.choose_fastest()
+    compiler_flags.choose_fastest()
     # Else each worker has a thread for every core, with which PyTorch's tests took twice as long.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if not config.pluginmanager.has_plugin("cacheprovider"):
