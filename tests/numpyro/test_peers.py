@@ -80,8 +80,10 @@ def test_what_numpyro_tests_holds_of_the_bound(file, tmp_path):
     peers.copy_with_bound("numpyro", tmp_path)
     report = tmp_path / "report.xml"
     skipped = () if os.environ.get("GDREGS_PEERS_ALL") else TOO_LONG[file]
-    # Our own tests reach these lines: to count them here takes minutes.
+    # Our own tests reach these lines: to count them here takes minutes. As in our own tests,
+    # less is compiled for speed, of which steps as small as these have no need.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("COVERAGE_")}
+    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     subprocess.run(
         [
             sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist",
