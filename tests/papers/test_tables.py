@@ -14,6 +14,7 @@ from gdregs.papers.tables.comparisons import (
     AGREES,
     DISAGREES,
     OPEN,
+    _judge,
     compare,
     holm,
     rank_correlation,
@@ -114,6 +115,49 @@ def test_many_comparisons_need_more_than_one():
     together = compare("digits", [*pairs[0], *pairs[1]])
     assert [c.p_value for c in together] == pytest.approx([0.04, 0.04])
     assert {c.verdict for c in together} == {OPEN}
+
+
+def two_cells(differences):
+    """Digits with one layer, whose seeds differ by these."""
+    configs = Only(("digits",), (1,), ("naive+naive", "dregs+naive")).choose(GRIDS["digits"].cells)
+    return [
+        make_cell(configs[0], [0.0] * len(differences)),
+        make_cell(configs[1], list(differences)),
+    ]
+
+
+def test_between_two_looks_nothing_is_decided():
+    """Of all seeds so far, p is 0.083 at two, 0.017 at three, 0.0018 at four, 0.00016 at five."""
+    differences = [1.0, 1.3, 1.6, 1.3, 1.3]
+    for count, p_value, verdict in ((2, 0.083, OPEN), (3, 0.0173, OPEN), (4, 0.0173, OPEN)):
+        (found,) = compare("digits", two_cells(differences[:count]))
+        assert (found.p_value, found.verdict) == (pytest.approx(p_value, rel=0.02), verdict)
+        assert found.ours.value == pytest.approx(np.mean(differences[:count]))
+    (found,) = compare("digits", two_cells(differences))
+    assert found.p_value < 0.015
+    assert found.verdict == AGREES
+
+
+def test_what_one_look_decides_stays_decided():
+    """Even where later seeds take it back, or the seeds between two looks do."""
+    clear, back = [1.0, 1.01, 0.99], [-3.0, -4.0]
+    for later in ([], back[:1], back):
+        (found,) = compare("digits", two_cells(clear + later))
+        assert found.verdict == AGREES
+    assert found.p_value > 0.05
+    (found,) = compare("digits", two_cells([*clear[:2], *back, clear[2]]))
+    assert found.verdict == OPEN
+
+
+def test_looks_err_seldom_together():
+    """1,000 rows without a difference, read at 3, 4, 5 and 10 seeds: at most 5% are decided."""
+    draws = np.random.default_rng(0).normal(size=(1000, 10))
+    wrong = {
+        count: sum(_judge([row[:count]])[0][1] != 0 for row in draws) for count in (3, 4, 5, 10)
+    }
+    assert wrong[3] == wrong[4] <= wrong[5] <= wrong[10]
+    assert wrong[3] / 1000 == pytest.approx(0.01, abs=3 * 0.0031)
+    assert 0.02 < wrong[10] / 1000 < 0.05 + 3 * 0.0069
 
 
 def test_the_poster_compares_objectives():

@@ -14,7 +14,11 @@ from gdregs.vae.config import Config
 AGREES, DISAGREES, OPEN = "agrees", "disagrees", "undecided"
 CONFIDENCE = 0.95
 LOOKS = {3: 0.01, 5: 0.015, 10: 0.025}
-"""Two-sided levels by number of seeds: the plan adds seeds up to each look, and may stop there."""
+"""Two-sided levels by number of seeds: the plan adds seeds up to each look, and may stop there.
+
+Between two looks nothing is decided, and what one look has decided stays so: else each further seed
+would be one more look, and they would err more often together than the levels add up to.
+"""
 
 QUESTIONS: dict[str, tuple[tuple[str, str], ...]] = {
     "DReGs against naive, φ": (
@@ -50,10 +54,11 @@ class Comparison(NamedTuple):
         ours: The mean difference of the test objective and its standard error, over seeds: the
             same seeds draw the same weights and batches.
         published: The published difference; None if there is none.
-        p_value: Two-sided, of no difference (Student's t over seeds), corrected by Holm's procedure
-            for all comparisons of the table.
-        verdict: Whether the signs agree, given the p-value at the level of this look (`LOOKS`) and
-            the published confidence interval.
+        p_value: Two-sided, of no difference (Student's t over seeds), at the last of the `LOOKS`
+            that the seeds have reached (over all of them before the first), corrected by Holm's
+            procedure for all comparisons of the table at this look.
+        verdict: Whether the signs agree, ours from the first look whose level the p-value keeps,
+            the published one from its confidence interval.
     """
 
     question: str
@@ -89,7 +94,7 @@ def compare(table: str, cells: Iterable[Cell]) -> list[Comparison]:
         differences = ours.last["test_bound"] - theirs.last["test_bound"]
         published = _difference(table, ours.config, theirs.config)
         found.append((question, ours.row_name, better, worse, differences, published))
-    p_values = holm([_p_value(differences) for *_, differences, _ in found])
+    judged = _judge([differences for *_, differences, _ in found])
     return [
         Comparison(
             question,
@@ -99,10 +104,10 @@ def compare(table: str, cells: Iterable[Cell]) -> list[Comparison]:
             mean(differences),
             published,
             p_value,
-            _verdict(_sign(differences, p_value), published),
+            _verdict(sign, published),
         )
-        for (question, row, better, worse, differences, published), p_value in zip(
-            found, p_values, strict=True
+        for (question, row, better, worse, differences, published), (p_value, sign) in zip(
+            found, judged, strict=True
         )
     ]
 
@@ -132,10 +137,22 @@ def _p_value(differences: np.ndarray) -> float:
     return float(2 * stats.t.sf(abs(measured.value) / measured.error, count - 1))
 
 
-def _sign(differences: np.ndarray, p_value: float) -> int:
-    """The sign of the mean, or 0 where it is not decided at the level of this number of seeds."""
-    level = LOOKS.get(len(differences), 1 - CONFIDENCE)
-    return int(np.sign(np.mean(differences))) if p_value <= level else 0
+def _judge(differences: list[np.ndarray]) -> list[tuple[float, int]]:
+    """Of each comparison's seeds, the p-value at its last look, and the sign, 0 while undecided."""
+    p_values, signs = [1.0] * len(differences), [0] * len(differences)
+    # Before the first look there are p-values, of which none decides.
+    for number, level in ((min(LOOKS), None), *LOOKS.items()):
+        seen = {
+            place: values[:number]
+            for place, values in enumerate(differences)
+            if level is None or len(values) >= number
+        }
+        corrected = holm([_p_value(values) for values in seen.values()])
+        for (place, values), p_value in zip(seen.items(), corrected, strict=True):
+            p_values[place] = p_value
+            if level is not None and p_value <= level and not signs[place]:
+                signs[place] = int(np.sign(np.mean(values)))
+    return list(zip(p_values, signs, strict=True))
 
 
 def _difference(table: str, one: Config, other: Config) -> Measured | None:

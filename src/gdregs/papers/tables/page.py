@@ -25,9 +25,11 @@ takes the difference seed by seed: the same seeds draw the same initial weights 
 is called "agrees" or "disagrees" where both our difference and the published one are decided,
 and "undecided" otherwise; where nothing is published, the papers' statement is that the first is
 better. The published one is decided where its 95% confidence interval leaves 0 out. Ours is by
-Student's t over seeds, at the level of the plan for this number of seeds (1% at 3, 1.5% at 5 and
-2.5% at 10, which add up to 5%; 5% at other numbers), corrected by Holm's procedure for all
-comparisons of a table where a column p is shown, and each by itself where there is none.
+Student's t over seeds at the plan's looks, at the first 3, 5 and 10 seeds (levels of 1%, 1.5% and
+2.5%, which add up to 5%): what one look has decided stays so, and between two looks nothing is
+decided. A column p is that of the last look, corrected by Holm's procedure for all comparisons of
+the table; means and errors are over all seeds. Where there is no such column, each comparison
+stands by itself, at 5%.
 A run that is scaled
 down cannot be expected to reach the published numbers; what can be compared is the order.
 """
