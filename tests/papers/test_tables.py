@@ -18,6 +18,7 @@ from gdregs.papers.tables.comparisons import (
     compare,
     holm,
     rank_correlation,
+    say_look,
 )
 from gdregs.papers.tables.differences import difference_over_training, draw_differences
 from gdregs.papers.tables.figures import CURVES, LAYOUTS, draw_cells
@@ -133,6 +134,9 @@ def test_between_two_looks_nothing_is_decided():
         (found,) = compare("digits", two_cells(differences[:count]))
         assert (found.p_value, found.verdict) == (pytest.approx(p_value, rel=0.02), verdict)
         assert found.ours.value == pytest.approx(np.mean(differences[:count]))
+    assert say_look(2) == "; nothing is decided before 3 seeds"
+    assert say_look(4) == " at the first 3 of 4 seeds; looks are at 3, 5, 10"
+    assert say_look(3) == say_look(10) == ""
     (found,) = compare("digits", two_cells(differences))
     assert found.p_value < 0.015
     assert found.verdict == AGREES
@@ -271,20 +275,22 @@ def test_results_have_a_json_a_figure_and_a_page(tmp_path):
         dataclasses.replace(c, epochs=LAST, train_images=640, test_images=107)
         for c in Only(("mnist",), (1, 2)).choose(GRIDS["table1"].cells)
     ]
-    measured = [make_cell(c, [-39.0 - i, -39.2 - i]) for i, c in enumerate(cells)]
-    twin = make_cell(dataclasses.replace(cells[-1], gradient_samples=8), [-39.0, -39.2])
+    seeds = np.array([-39.0, -39.1, -39.2])
+    measured = [make_cell(c, list(seeds - i)) for i, c in enumerate(cells)]
+    twin = make_cell(dataclasses.replace(cells[-1], gradient_samples=8), list(seeds))
     lines = write_results(
         tmp_path, "table1", "A title", measured, [twin], "Scaled down: a lot.", {}
     )
-    assert "of 14 comparisons" in lines[0]
+    assert lines[0].startswith("A title: of 14 comparisons")
+    assert "seeds" not in lines[0]
     content = json.loads((tmp_path / "table1.json").read_text())
     assert len(content["cells"]) == 12
-    assert content["cells"][0]["last"]["variance.posterior"] == [36.0, 36.0]
+    assert content["cells"][0]["last"]["variance.posterior"] == [36.0] * 3
     assert content["cells"][0]["curves"]["epoch"] == [1, 2, 3, 4]
     page = " ".join((tmp_path / "tables.md").read_text().split())  # columns are padded
     for text in (
-        "Scaled down: a lot.", "mnist-conditional-L2", "-38.02 ± 0.02", "disagrees", "3.00 + 1.50",
-        "![A title](table1-curves.png)", "| 8 | -39.1", "(table1-differences.png)",
+        "Scaled down: a lot.", "mnist-conditional-L2", "-38.02 ± 0.02", "| **disagrees**",
+        "3.00 + 1.50", "![A title](table1-curves.png)", "| 8 | -39.1", "(table1-differences.png)",
     ):  # fmt: skip
         assert text in page
     # Another grid joins the page; figures have none of their own on it.
@@ -305,7 +311,10 @@ def test_variances_are_relative_to_the_first_pair_of_a_row_without_naive(tmp_pat
             cell = make_cell(config, [-39.0, -39.2])
             cell.last["variance.posterior"] = [8.0 * 2**index] * 2
             measured.append(cell)
-        write_results(tmp_path, "table2", "A title", measured, [], "Scaled down: a lot.", {})
+        lines = write_results(
+            tmp_path, "table2", "A title", measured, [], "Scaled down: a lot.", {}
+        )
+        assert lines[0].endswith("undecided; nothing is decided before 3 seeds")
         return " ".join((tmp_path / "tables.md").read_text().split())
 
     page = page_of("dregs+naive", "dregs+gdregs")

@@ -22,6 +22,7 @@ from gdregs.papers.tables.comparisons import (
     Comparison,
     compare,
     rank_correlation,
+    say_look,
 )
 from gdregs.papers.tables.coverage import PAGE as COVERAGE
 from gdregs.papers.tables.coverage import format_coverage, open_questions
@@ -288,7 +289,10 @@ def write_results(
     write_text(folder / PAGE, format_page(contents, read_cost(folder)))
     counts = Counter(comparison.verdict for comparison in comparisons)
     verdicts = ", ".join(f"{counts[v]} {v}" for v in (AGREES, DISAGREES, OPEN) if counts[v])
-    lines = [f"{title}: of {len(comparisons)} comparisons {verdicts}"] if verdicts else []
+    lines = []
+    if verdicts:
+        look = say_look(min(len(cell.seeds) for cell in cells))
+        lines = [f"{title}: of {len(comparisons)} comparisons {verdicts}{look}"]
     return [*lines, f"  {folder}: {', '.join(files)}"]
 
 

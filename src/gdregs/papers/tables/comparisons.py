@@ -112,6 +112,17 @@ def compare(table: str, cells: Iterable[Cell]) -> list[Comparison]:
     ]
 
 
+def say_look(count: int) -> str:
+    """Where so many seeds are judged, if that is not at all of them."""
+    reached = [number for number in LOOKS if number <= count]
+    if not reached:
+        return f"; nothing is decided before {min(LOOKS)} seeds"
+    if reached[-1] == count:
+        return ""
+    looks = ", ".join(map(str, LOOKS))
+    return f" at the first {reached[-1]} of {count} seeds; looks are at {looks}"
+
+
 def _suffix(cell: Cell) -> str:
     return "" if cell.config.objective == "iwae" else f", {cell.config.objective}"
 
