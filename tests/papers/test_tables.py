@@ -14,11 +14,11 @@ from gdregs.papers.tables.comparisons import (
     AGREES,
     DISAGREES,
     OPEN,
-    _judge,
     compare,
+    describe_look,
+    group_sequential,
     holm,
     rank_correlation,
-    say_look,
 )
 from gdregs.papers.tables.differences import difference_over_training, draw_differences
 from gdregs.papers.tables.figures import CURVES, LAYOUTS, draw_cells
@@ -118,13 +118,11 @@ def test_many_comparisons_need_more_than_one():
     assert {c.verdict for c in together} == {OPEN}
 
 
-def two_cells(differences):
-    """Digits with one layer, whose seeds differ by these."""
+def two_cells(differences, naive=0.0):
+    """Digits with one layer: naive + naive, and DReGs, whose seeds differ from it by these."""
     configs = Only(("digits",), (1,), ("naive+naive", "dregs+naive")).choose(GRIDS["digits"].cells)
-    return [
-        make_cell(configs[0], [0.0] * len(differences)),
-        make_cell(configs[1], list(differences)),
-    ]
+    bounds = naive + np.zeros(len(differences))
+    return [make_cell(configs[0], list(bounds)), make_cell(configs[1], list(bounds + differences))]
 
 
 def test_between_two_looks_nothing_is_decided():
@@ -134,9 +132,9 @@ def test_between_two_looks_nothing_is_decided():
         (found,) = compare("digits", two_cells(differences[:count]))
         assert (found.p_value, found.verdict) == (pytest.approx(p_value, rel=0.02), verdict)
         assert found.ours.value == pytest.approx(np.mean(differences[:count]))
-    assert say_look(2) == "; nothing is decided before 3 seeds"
-    assert say_look(4) == " at the first 3 of 4 seeds; looks are at 3, 5, 10"
-    assert say_look(3) == say_look(10) == ""
+    assert describe_look(2) == "; nothing is decided before 3 seeds"
+    assert describe_look(4) == " at the first 3 of 4 seeds; looks are at 3, 5, 10"
+    assert describe_look(3) == describe_look(10) == ""
     (found,) = compare("digits", two_cells(differences))
     assert found.p_value < 0.015
     assert found.verdict == AGREES
@@ -157,7 +155,8 @@ def test_looks_err_seldom_together():
     """1,000 rows without a difference, read at 3, 4, 5 and 10 seeds: at most 5% are decided."""
     draws = np.random.default_rng(0).normal(size=(1000, 10))
     wrong = {
-        count: sum(_judge([row[:count]])[0][1] != 0 for row in draws) for count in (3, 4, 5, 10)
+        count: sum(group_sequential([row[:count]])[0][1] != 0 for row in draws)
+        for count in (3, 4, 5, 10)
     }
     assert wrong[3] == wrong[4] <= wrong[5] <= wrong[10]
     assert wrong[3] / 1000 == pytest.approx(0.01, abs=3 * 0.0031)
@@ -182,32 +181,22 @@ def test_one_seed_decides_nothing():
 
 def test_differences_are_taken_seed_by_seed():
     """Seeds that differ by 5 nats do not hide a difference of 0.1 in each of them."""
-    configs = Only(("digits",), (1,), ("naive+naive", "dregs+naive")).choose(GRIDS["digits"].cells)
     seeds = np.array([-20.0, -15.0, -25.0])
-    cells = [
-        make_cell(configs[0], list(seeds)),
-        make_cell(configs[1], list(seeds + np.array([0.1, 0.11, 0.09]))),
-    ]
-    (comparison,) = compare("digits", cells)
+    (comparison,) = compare("digits", two_cells([0.1, 0.11, 0.09], seeds))
     assert comparison.ours.value == pytest.approx(0.1)
     assert comparison.ours.error == pytest.approx(0.01 / 3**0.5)
     assert comparison.verdict == AGREES  # nothing is published; the papers say it is better
 
 
 def test_the_difference_over_training_is_taken_seed_by_seed():
-    configs = Only(("digits",), (1,), ("naive+naive", "dregs+naive")).choose(GRIDS["digits"].cells)
     seeds = np.array([-20.0, -15.0, -25.0])
-    naive, dregs = (
-        make_cell(configs[0], list(seeds)),
-        make_cell(configs[1], list(seeds + np.array([1.0, 2.0, 3.0]))),
-    )
+    naive, dregs = two_cells([1.0, 2.0, 3.0], seeds)
     epochs, centre, width = difference_over_training(dregs, naive)
     assert epochs.tolist() == [1, 2, 3, 4]
     assert centre[-1] == pytest.approx(2)
     assert width[-1] == pytest.approx(4.3027 / 3**0.5, rel=1e-4)  # Student's t, two degrees
-    _, _, alone = difference_over_training(
-        make_cell(configs[1], [-1.0]), make_cell(configs[0], [-2.0])
-    )
+    naive, dregs = two_cells([1.0], -2.0)
+    _, _, alone = difference_over_training(dregs, naive)
     assert np.isnan(alone).all()
 
 

@@ -21,8 +21,8 @@ from gdregs.papers.tables.comparisons import (
     OPEN,
     Comparison,
     compare,
+    describe_look,
     rank_correlation,
-    say_look,
 )
 from gdregs.papers.tables.coverage import PAGE as COVERAGE
 from gdregs.papers.tables.coverage import format_coverage, open_questions
@@ -291,7 +291,7 @@ def write_results(
     verdicts = ", ".join(f"{counts[v]} {v}" for v in (AGREES, DISAGREES, OPEN) if counts[v])
     lines = []
     if verdicts:
-        look = say_look(min(len(cell.seeds) for cell in cells))
+        look = describe_look(min(len(cell.seeds) for cell in cells))
         lines = [f"{title}: of {len(comparisons)} comparisons {verdicts}{look}"]
     return [*lines, f"  {folder}: {', '.join(files)}"]
 

@@ -94,7 +94,7 @@ def compare(table: str, cells: Iterable[Cell]) -> list[Comparison]:
         differences = ours.last["test_bound"] - theirs.last["test_bound"]
         published = _difference(table, ours.config, theirs.config)
         found.append((question, ours.row_name, better, worse, differences, published))
-    judged = _judge([differences for *_, differences, _ in found])
+    judged = group_sequential([differences for *_, differences, _ in found])
     return [
         Comparison(
             question,
@@ -112,7 +112,7 @@ def compare(table: str, cells: Iterable[Cell]) -> list[Comparison]:
     ]
 
 
-def say_look(count: int) -> str:
+def describe_look(count: int) -> str:
     """Where so many seeds are judged, if that is not at all of them."""
     reached = [number for number in LOOKS if number <= count]
     if not reached:
@@ -137,19 +137,16 @@ def holm(p_values: list[float]) -> list[float]:
     return corrected.tolist()
 
 
-def _p_value(differences: np.ndarray) -> float:
-    """Of no difference, two-sided; 1 where a single seed cannot tell."""
-    count = len(differences)
-    if count < 2:
-        return 1.0
-    measured = mean(differences)
-    if not measured.error > 0:
-        return float(measured.value == 0)
-    return float(2 * stats.t.sf(abs(measured.value) / measured.error, count - 1))
+def group_sequential(differences: list[np.ndarray]) -> list[tuple[float, int]]:
+    """The group-sequential test of several differences over seeds, with `LOOKS` as its levels.
 
+    Args:
+        differences: Of each comparison, its difference by seed.
 
-def _judge(differences: list[np.ndarray]) -> list[tuple[float, int]]:
-    """Of each comparison's seeds, the p-value at its last look, and the sign, 0 while undecided."""
+    Returns:
+        Of each, the p-value at its last look, and the sign of the first look that decided it, 0
+        while none has.
+    """
     p_values, signs = [1.0] * len(differences), [0] * len(differences)
     # Before the first look there are p-values, of which none decides.
     for number, level in ((min(LOOKS), None), *LOOKS.items()):
@@ -164,6 +161,17 @@ def _judge(differences: list[np.ndarray]) -> list[tuple[float, int]]:
             if level is not None and p_value <= level and not signs[place]:
                 signs[place] = int(np.sign(np.mean(values)))
     return list(zip(p_values, signs, strict=True))
+
+
+def _p_value(differences: np.ndarray) -> float:
+    """Of no difference, two-sided; 1 where a single seed cannot tell."""
+    count = len(differences)
+    if count < 2:
+        return 1.0
+    measured = mean(differences)
+    if not measured.error > 0:
+        return float(measured.value == 0)
+    return float(2 * stats.t.sf(abs(measured.value) / measured.error, count - 1))
 
 
 def _difference(table: str, one: Config, other: Config) -> Measured | None:
