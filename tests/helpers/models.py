@@ -113,8 +113,6 @@ PAIRS_WITH_EACH = [
 The gradient by φ depends on the posterior's alone and that by θ on the prior's alone.
 `test_against_surrogate_losses` has every pair.
 """
-PAIRS_WITH_PATHS_AND_SCORES = [("naive", "naive"), ("dregs", "gdregs-mix")]
-"""All that estimators take of a distribution: they differ in the weights of paths and scores."""
 
 
 def bound_gradients(phi, theta, lam, x, key, num_samples, objective, pair, **options):

@@ -121,7 +121,7 @@ def test_many_comparisons_need_more_than_one():
 def two_cells(differences, naive=0.0):
     """Digits with one layer: naive + naive, and DReGs, whose seeds differ from it by these."""
     configs = Only(("digits",), (1,), ("naive+naive", "dregs+naive")).choose(GRIDS["digits"].cells)
-    bounds = naive + np.zeros(len(differences))
+    bounds = np.full(len(differences), naive)
     return [make_cell(configs[0], list(bounds)), make_cell(configs[1], list(bounds + differences))]
 
 
