@@ -22,6 +22,7 @@ from gdregs.papers.experiments import (
 )
 from gdregs.papers.experiments.drawn import DrawnNormal
 from gdregs.papers.grids.budget import hours, operations_an_image, within
+from gdregs.papers.measures import claims
 from gdregs.papers.measures.measure import Measured
 from gdregs.papers.tables.coverage import format_coverage
 from gdregs.vae import Config, load_dataset, make_state, make_task
@@ -213,18 +214,32 @@ def test_the_dip_is_judged_against_the_least_of_all_other_k(at_4, verdict):
         }
         for noise in (0.99, 1.0, 1.01)
     ]
-    claim = linear_trainings.judge_dip(4, trainings)
+    (claim,) = claims.judge([linear_trainings.find_dip(4, trainings)])
     np.testing.assert_allclose(claim.value, at_4 / 0.4)
     assert claim.verdict == verdict
 
 
-def test_an_error_between_trainings_is_as_wide_as_so_few_make_it():
-    trainings = [
-        {linear_trainings.SNR_OF_STL: {10: Measured(value, 0.0)}} for value in (1.0, 2.0, 3.0)
-    ]
-    mean = linear_trainings.between(trainings, linear_trainings.SNR_OF_STL, 10)
-    assert mean.value == 2
-    np.testing.assert_allclose(2 * mean.error, 4.303 / 3**0.5, rtol=1e-3)  # t of 2 degrees
+def test_estimators_are_compared_between_trainings_and_at_every_k():
+    def training(number, at_10):
+        ratios = {10: at_10 + number, 100: 8.0 + number / 10}
+        found = {size: Measured(value, 0.0) for size, value in ratios.items()}
+        return dict.fromkeys(linear_trainings.RATIOS, found)
+
+    def verdicts(at_10):
+        statements = linear_trainings.compare_estimators(
+            4, [training(number, at_10) for number in range(3)]
+        )
+        return claims.judge(statements)
+
+    stl, variance, gain = verdicts(1.0)
+    assert stl.value == gain.value == 2  # the smallest ratio, of three trainings: 1, 2 and 3
+    np.testing.assert_allclose(2 * stl.error, 4.303 / 3**0.5, rtol=1e-3)  # t of 2 degrees
+    assert (stl.verdict, gain.verdict) == ("undecided", "undecided")
+    np.testing.assert_allclose(variance.value, 8.1)
+    assert variance.verdict == "does not hold"  # it is larger at one K
+    assert "K = 10: 1, 2, 3; K = 100: 8, 8.1, 8.2" in variance.note
+    stl, variance, gain = verdicts(50.0)
+    assert (stl.verdict, gain.verdict) == ("holds", "holds")
 
 
 def test_early_in_training_is_judged_by_the_worst_of_the_first_measurements():

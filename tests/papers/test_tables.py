@@ -9,15 +9,14 @@ from scipy import stats
 
 from gdregs.papers.grids.grid import GRIDS, Scale, shrink
 from gdregs.papers.image_models import Only, write_results
-from gdregs.papers.tables.cells import cell_from_dict, cell_from_rows, join, mean
+from gdregs.papers.measures.looks import describe_look
+from gdregs.papers.measures.measure import mean
+from gdregs.papers.tables.cells import cell_from_dict, cell_from_rows, join
 from gdregs.papers.tables.comparisons import (
     AGREES,
     DISAGREES,
     OPEN,
     compare,
-    describe_look,
-    group_sequential,
-    holm,
     rank_correlation,
 )
 from gdregs.papers.tables.differences import difference_over_training, draw_differences
@@ -96,12 +95,6 @@ def test_the_learned_mix_is_compared_with_both_that_it_mixes():
     assert {one.verdict for one in mixed} == {"agrees"}  # nothing published: above 0 is expected
 
 
-def test_holms_procedure():
-    """By hand: 3 x 0.01, 2 x 0.02, and never less than the one before."""
-    assert holm([0.03, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
-    assert holm([]) == []
-
-
 def test_many_comparisons_need_more_than_one():
     """p = 0.02 over ten seeds decides a comparison that is alone, and not one of two like it."""
     configs = [c for c in GRIDS["digits"].cells if c.pair in ("naive+naive", "dregs+naive")]
@@ -149,18 +142,6 @@ def test_what_one_look_decides_stays_decided():
     assert found.p_value > 0.05
     (found,) = compare("digits", two_cells([*clear[:2], *back, clear[2]]))
     assert found.verdict == OPEN
-
-
-def test_looks_err_seldom_together():
-    """1,000 rows without a difference, read at 3, 4, 5 and 10 seeds: at most 5% are decided."""
-    draws = np.random.default_rng(0).normal(size=(1000, 10))
-    wrong = {
-        count: sum(group_sequential([row[:count]])[0][1] != 0 for row in draws)
-        for count in (3, 4, 5, 10)
-    }
-    assert wrong[3] == wrong[4] <= wrong[5] <= wrong[10]
-    assert wrong[3] / 1000 == pytest.approx(0.01, abs=3 * 0.0031)
-    assert 0.02 < wrong[10] / 1000 < 0.05 + 3 * 0.0069
 
 
 def test_the_poster_compares_objectives():

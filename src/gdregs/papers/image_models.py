@@ -13,6 +13,7 @@ from gdregs.papers.grids.budget import DEVICE, within
 from gdregs.papers.grids.grid import GRIDS, SEEDS, Grid, Scale
 from gdregs.papers.grids.sweep import Where, plan, run_jobs, scale_cells
 from gdregs.papers.measures.figures import save_figure
+from gdregs.papers.measures.looks import describe_look
 from gdregs.papers.measures.results import check_folder, read_result
 from gdregs.papers.tables.cells import Cell, read_cell
 from gdregs.papers.tables.comparisons import (
@@ -21,7 +22,6 @@ from gdregs.papers.tables.comparisons import (
     OPEN,
     Comparison,
     compare,
-    describe_look,
     rank_correlation,
 )
 from gdregs.papers.tables.coverage import PAGE as COVERAGE

@@ -1,13 +1,20 @@
 """A paper's statement, what we measured, and whether it holds."""
 
 import dataclasses
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
-from gdregs.papers.measures.measure import Measured
+import numpy as np
+
+from gdregs.papers.measures.looks import group_sequential
+from gdregs.papers.measures.measure import Measured, of_few
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
 NUM_ERRORS = 3.0
-"""A verdict is given where the measurement clears its limit by so many standard errors."""
+"""A verdict is given where the measurement clears its limit by so many standard errors.
+
+Measurements over the seeds of trainings have the plan's test instead, see `judge`.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +78,70 @@ def within(
     return _decide(
         source, statement, what, measured, distance, f"{target:g} up to {margin:g}", note
     )
+
+
+class Statement(NamedTuple):
+    """What a paper says of numbers that several trainings have, to be judged over their seeds.
+
+    Attributes:
+        source: Where the paper says it.
+        text: What it says, in our words.
+        what: What the numbers are.
+        values: The numbers, `[seeds]`, or `[parts, seeds]` where all of several have to lie
+            between the limits.
+        low: The lower limit.
+        high: The upper limit.
+        note: What else is known.
+    """
+
+    source: str
+    text: str
+    what: str
+    values: np.ndarray
+    low: float = -math.inf
+    high: float = math.inf
+    note: str = ""
+
+    def distances(self) -> np.ndarray:
+        """How far each number lies on the right side of each limit, `[parts, seeds]`."""
+        values = np.atleast_2d(self.values)
+        sides = [(values - self.low, self.low), (self.high - values, self.high)]
+        return np.concatenate([distance for distance, limit in sides if math.isfinite(limit)])
+
+    def limits(self) -> str:
+        """The limits as text."""
+        if math.isinf(self.low):
+            return f"< {self.high:g}"
+        return f"> {self.low:g}" if math.isinf(self.high) else f"{self.low:g} to {self.high:g}"
+
+
+def judge(statements: list[Statement]) -> list[Claim]:
+    """The verdicts on statements that are judged together, by `group_sequential`.
+
+    A statement holds where all of its parts are decided to lie between the limits, and does not
+    where one is decided not to. Its claim has the part that is worst in the mean, with the p-value.
+    """
+    distances = [statement.distances() for statement in statements]
+    verdicts = {1: HOLDS, 0: UNDECIDED, -1: FAILS}
+    found = []
+    for statement, each, (p_value, sign) in zip(
+        statements, distances, group_sequential(distances), strict=True
+    ):
+        parts = np.atleast_2d(statement.values)
+        worst = of_few(parts[int(each.mean(axis=1).argmin()) % len(parts)])
+        found.append(
+            Claim(
+                statement.source,
+                statement.text,
+                f"{statement.what} {worst} (p = {p_value:.2g})",
+                worst.value,
+                worst.error,
+                statement.limits(),
+                verdicts[sign],
+                statement.note,
+            )
+        )
+    return found
 
 
 def no_outlier(

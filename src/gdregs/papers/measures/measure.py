@@ -29,10 +29,17 @@ class Measured(NamedTuple):
         return f"{self.value:,.{decimals}f} ± {self.error:,.{decimals}f}"
 
 
+def mean(values: np.ndarray) -> Measured:
+    """The mean and its standard error; of a single value the error is not known."""
+    count = len(values)
+    error = float(np.std(values, ddof=1) / count**0.5) if count > 1 else float("nan")
+    return Measured(float(np.mean(values)), error)
+
+
 def of_few(values: np.ndarray) -> Measured:
     """The mean over a few trainings, with an error that is as wide as so few make it.
 
-    Twice the error is half of the 95% t interval, so that a verdict errs as often as one of many.
+    Twice the error is half of the 95% t interval, as it is about that of many.
     """
     values = np.asarray(values)
     if len(values) < 2:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gdregs.papers.measures.claims import HOLDS, Claim, format_claims
+from gdregs.papers.measures.claims import HOLDS, NUM_ERRORS, Claim, format_claims
 from gdregs.papers.measures.figures import save_figure
+from gdregs.papers.measures.looks import LOOKS
 from gdregs.vae.errors import UserError
 from gdregs.vae.files import write_json, write_text
 from gdregs.vae.runs.provenance import provenance
@@ -115,8 +116,12 @@ def write_page(folder: Path, titles: Mapping[str, str]) -> str:
         )
     parts.append(
         "Numbers are given with their standard error. A verdict is given where the number clears"
-        " its limit by 3 of them. Variances and SNRs against K are averages over parameters and"
-        " medians over groups of draws: at large K doubly reparameterized gradients have rare draws"
+        f" its limit by {NUM_ERRORS:g} of them; where there are several trainings, by Student's t"
+        f" over the first {', '.join(map(str, LOOKS))} of them, all statements of the experiment"
+        " together: p is corrected by Holm's procedure, and of several K it says how sure it is"
+        " that the statement holds at each, or fails at one. Variances and SNRs against K are"
+        " averages over parameters and medians over groups of draws: at large K doubly"
+        " reparameterized gradients have rare draws"
         " that are larger than all others by orders of magnitude. The means over groups are in the"
         " JSON files, as `mean_variance`.\n"
     )

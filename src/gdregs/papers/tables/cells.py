@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from gdregs.papers.grids.cells import find_groups
-from gdregs.papers.measures.measure import Measured
+from gdregs.papers.measures.measure import Measured, mean
 from gdregs.vae.config import Config
 from gdregs.vae.runs.folders import read_metrics
 
@@ -175,10 +175,3 @@ def _short(values: Any) -> Any:
     if np.ndim(values):
         return [_short(value) for value in values]
     return float(f"{values:.6g}")
-
-
-def mean(values: np.ndarray) -> Measured:
-    """The mean and its standard error; of a single value the error is not known."""
-    count = len(values)
-    error = float(np.std(values, ddof=1) / count**0.5) if count > 1 else float("nan")
-    return Measured(float(np.mean(values)), error)

@@ -6,19 +6,14 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from gdregs.papers.measures.measure import Measured
-from gdregs.papers.tables.cells import Cell, mean
+from gdregs.papers.measures.looks import group_sequential
+from gdregs.papers.measures.measure import Measured, mean
+from gdregs.papers.tables.cells import Cell
 from gdregs.papers.tables.published import published_bound
 from gdregs.vae.config import Config
 
 AGREES, DISAGREES, OPEN = "agrees", "disagrees", "undecided"
 CONFIDENCE = 0.95
-LOOKS = {3: 0.01, 5: 0.015, 10: 0.025}
-"""Two-sided levels by number of seeds: the plan adds seeds up to each look, and may stop there.
-
-Between two looks nothing is decided, and what one look has decided stays so: else each further seed
-would be one more look, and they would err more often together than the levels add up to.
-"""
 
 QUESTIONS: dict[str, tuple[tuple[str, str], ...]] = {
     "DReGs against naive, φ": (
@@ -112,66 +107,8 @@ def compare(table: str, cells: Iterable[Cell]) -> list[Comparison]:
     ]
 
 
-def describe_look(count: int) -> str:
-    """Where so many seeds are judged, if that is not at all of them."""
-    reached = [number for number in LOOKS if number <= count]
-    if not reached:
-        return f"; nothing is decided before {min(LOOKS)} seeds"
-    if reached[-1] == count:
-        return ""
-    looks = ", ".join(map(str, LOOKS))
-    return f" at the first {reached[-1]} of {count} seeds; looks are at {looks}"
-
-
 def _suffix(cell: Cell) -> str:
     return "" if cell.config.objective == "iwae" else f", {cell.config.objective}"
-
-
-def holm(p_values: list[float]) -> list[float]:
-    """p-values of several tests, corrected so that any false one is as rare as one alone."""
-    order = np.argsort(p_values)
-    corrected, largest = np.ones(len(p_values)), 0.0
-    for place, index in enumerate(order):
-        largest = max(largest, min((len(order) - place) * p_values[index], 1.0))
-        corrected[index] = largest
-    return corrected.tolist()
-
-
-def group_sequential(differences: list[np.ndarray]) -> list[tuple[float, int]]:
-    """The group-sequential test of several differences over seeds, with `LOOKS` as its levels.
-
-    Args:
-        differences: Of each comparison, its difference by seed.
-
-    Returns:
-        Of each, the p-value at its last look, and the sign of the first look that decided it, 0
-        while none has.
-    """
-    p_values, signs = [1.0] * len(differences), [0] * len(differences)
-    # Before the first look there are p-values, of which none decides.
-    for number, level in ((min(LOOKS), None), *LOOKS.items()):
-        seen = {
-            place: values[:number]
-            for place, values in enumerate(differences)
-            if level is None or len(values) >= number
-        }
-        corrected = holm([_p_value(values) for values in seen.values()])
-        for (place, values), p_value in zip(seen.items(), corrected, strict=True):
-            p_values[place] = p_value
-            if level is not None and p_value <= level and not signs[place]:
-                signs[place] = int(np.sign(np.mean(values)))
-    return list(zip(p_values, signs, strict=True))
-
-
-def _p_value(differences: np.ndarray) -> float:
-    """Of no difference, two-sided; 1 where a single seed cannot tell."""
-    count = len(differences)
-    if count < 2:
-        return 1.0
-    measured = mean(differences)
-    if not measured.error > 0:
-        return float(measured.value == 0)
-    return float(2 * stats.t.sf(abs(measured.value) / measured.error, count - 1))
 
 
 def _difference(table: str, one: Config, other: Config) -> Measured | None:

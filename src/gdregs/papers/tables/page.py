@@ -39,8 +39,14 @@ _STATEMENTS = """\
 ## What the paper says beside its tables
 
 Means over seeds, with half the width of their 95% t interval as two errors, of runs as long as said
-above; a verdict is given where the number clears its limit by three errors.
+above. Statements are judged as comparisons are, by Student's t over seeds at the plan's looks,
+those on variances in a table together, and those on the KL together. In brackets is p at the last
+look, corrected by Holm's procedure. Of two posteriors the number is the larger one, and p says how
+sure it is that both lie below the limit, or that one does not.
+"""
 
+_TIMES = """\
+Times of steps are medians over steps that ran in turn, judged by three of their standard errors.
 """
 
 
@@ -53,7 +59,8 @@ def format_page(
         parts.append(_format_grid(name, content))
     judged = judge_tables(contents, cost)
     if judged:
-        parts.append(_STATEMENTS + format_claims(judged).rstrip())
+        parts.append((_STATEMENTS + ("" if cost is None else _TIMES)).rstrip())
+        parts.append(format_claims(judged).rstrip())
     return "\n\n".join(parts) + "\n"
 
 
