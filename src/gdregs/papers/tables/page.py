@@ -27,11 +27,9 @@ and "undecided" otherwise; where nothing is published, the papers' statement is 
 better. The published one is decided where its 95% confidence interval leaves 0 out. Ours is by
 Student's t over seeds at the plan's looks, at the first 3, 5 and 10 seeds (levels of 1%, 1.5% and
 2.5%, which add up to 5%): what one look has decided stays so, and between two looks nothing is
-decided. A column p is that of the last look, corrected by Holm's procedure for all comparisons of
-the table; means and errors are over all seeds. Where there is no such column, each comparison
-stands by itself, at 5%.
-A run that is scaled
-down cannot be expected to reach the published numbers; what can be compared is the order.
+decided. A column p is that of the last look (of fewer than three seeds, that of all), corrected by
+Holm's procedure for all comparisons of the table; means and errors are over all seeds. A run that
+is scaled down cannot be expected to reach the published numbers; what can be compared is the order.
 """
 
 
@@ -126,7 +124,6 @@ def _format_bounds(name: str, cells: list[Mapping[str, Any]]) -> str:
 
 def _format_comparisons(comparisons: list[Mapping[str, Any]]) -> str:
     lines = []
-    corrected = all("p_value" in row for row in comparisons)
     for row in comparisons:
         published = None if row["published"] is None else Measured(**row["published"])
         lines.append(
@@ -136,13 +133,11 @@ def _format_comparisons(comparisons: list[Mapping[str, Any]]) -> str:
                 f"{row['better']} − {row['worse']}",
                 _with_bar(Measured(**row["ours"]), 3),
                 _with_bar(published, 3),
-                *([f"{row['p_value']:.2g}"] if corrected else []),
+                f"{row['p_value']:.2g}",
                 f"**{row['verdict']}**" if row["verdict"] != OPEN else row["verdict"],
             ]
         )
-    header = ["question", "row", "difference", "ours", "published", "the order"]
-    if corrected:
-        header.insert(-1, "p")
+    header = ["question", "row", "difference", "ours", "published", "p", "the order"]
     return markdown_table(header, lines)
 
 
