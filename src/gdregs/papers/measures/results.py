@@ -117,7 +117,7 @@ def write_page(folder: Path, titles: Mapping[str, str]) -> str:
     parts.append(
         "Numbers are given with their standard error. A verdict is given where the number clears"
         f" its limit by {NUM_ERRORS:g} of them; where there are several trainings, by Student's t"
-        f" over the first {', '.join(map(str, LOOKS))} of them, all statements of the experiment"
+        f" once there are {', '.join(map(str, LOOKS))} of them, all statements of the experiment"
         " together: p is corrected by Holm's procedure, and of several K it says how sure it is"
         " that the statement holds at each, or fails at one. Variances and SNRs against K are"
         " averages over parameters and medians over groups of draws: at large K doubly"
