@@ -121,9 +121,8 @@ def write_page(folder: Path, titles: Mapping[str, str]) -> str:
         " together: p is corrected by Holm's procedure, and of several K it says how sure it is"
         " that the statement holds at each, or fails at one. Variances and SNRs against K are"
         " averages over parameters and medians over groups of draws: at large K doubly"
-        " reparameterized gradients have rare draws"
-        " that are larger than all others by orders of magnitude. The means over groups are in the"
-        " JSON files, as `mean_variance`.\n"
+        " reparameterized gradients have rare draws that are larger than all others by orders of"
+        " magnitude. The means over groups are in the JSON files, as `mean_variance`.\n"
     )
     write_text(folder / PAGE, "\n\n".join(parts))
     return PAGE
