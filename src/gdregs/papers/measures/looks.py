@@ -50,7 +50,7 @@ def group_sequential(differences: list[np.ndarray]) -> list[tuple[float, int]]:
     # Before the first look there are p-values, of which none decides.
     for number, level in ((min(LOOKS), None), *LOOKS.items()):
         seen = {
-            place: _test(np.atleast_2d(values)[:, :number])
+            place: _test_parts(np.atleast_2d(values)[:, :number])
             for place, values in enumerate(differences)
             if level is None or np.shape(values)[-1] >= number
         }
@@ -62,7 +62,7 @@ def group_sequential(differences: list[np.ndarray]) -> list[tuple[float, int]]:
     return list(zip(p_values, signs, strict=True))
 
 
-def _test(parts: np.ndarray) -> tuple[float, int]:
+def _test_parts(parts: np.ndarray) -> tuple[float, int]:
     """The p-value and the sign of a comparison with parts, `[parts, seeds]`.
 
     That all parts are above 0 errs at most as often as the test of one that is not: the largest
