@@ -10,6 +10,8 @@ import pytest
 from numpyro.distributions import transforms
 
 import compiler_flags
+import covering
+import programs
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Tests compile much and compute little, those over many draws too; what trains convolutions asks
@@ -45,6 +47,7 @@ def pytest_configure(config):
     if "PYTEST_XDIST_WORKER" in os.environ:
         return
     compiler_flags.choose_fastest()
+    covering.choose_night()
     # Else each worker has a thread for every core, with which PyTorch's tests took twice as long.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if not config.pluginmanager.has_plugin("cacheprovider"):
@@ -56,6 +59,36 @@ def pytest_configure(config):
     ):
         os.environ[name.upper()] = str(value)
         jax.config.update(name, value)
+
+
+def pytest_addoption(parser):
+    """What a scheduled run adds."""
+    parser.addoption(
+        "--each-alone",
+        action="store_true",
+        help="count the programs of each test as if it were the first of its process",
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """A fast test compiles few programs.
+
+    What a worker has compiled for one test it need not compile for the next: a test that holds
+    alone holds after any other.
+    """
+    programs.start_counting(anew=pyfuncitem.config.getoption("--each-alone"))
+    result = yield
+    found, many = programs.counted(), pyfuncitem.get_closest_marker("many_programs")
+    if many is not None and not many.args:
+        pytest.fail("many_programs takes the reason")
+    if len(found) > programs.MOST and not many and not pyfuncitem.get_closest_marker("slow"):
+        pytest.fail(
+            f"{len(found)} programs were compiled, of {programs.MOST} at most (put operations into"
+            f" one jax.jit, set up in numpy, look for refusals under jax.eval_shape): {found}",
+            pytrace=False,
+        )
+    return result
 
 
 COUNTED = tuple(

@@ -1,7 +1,5 @@
 """`python -m gdregs`."""
 
-import sys
+from gdregs.cli import run_script
 
-from gdregs.cli import main
-
-sys.exit(main())
+run_script()

@@ -1,34 +1,87 @@
-"""The means of several estimators against those of their references."""
+"""The means of several estimators against those of their references, until it is decided."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-import gdregs
+from gdregs.diagnostics import gradient_moments
+from gdregs.shared.statistics import largest_by_chance
 
 
-def largest_z(suspects, references, key, num_draws, false_alarm=None, **options):
-    """For each of the suspects, its largest z-score as a multiple of what chance allows.
+class Undecided(AssertionError):
+    """A variant that is known to be biased was not found."""
 
-    `suspects` are gradients as functions of a key, by name, and `references` one for all of them or
-    one for each. All run in one program, as most of the time goes to compiling. Above 1 is a bias;
-    chance gets there with probability 1e-3 for each suspect, or `false_alarm` for all together.
+
+def assert_unbiased(
+    suspects, references, key, *, biased, block=2000, most_draws=64_000, false_alarm=1e-3,
+    chunk_size=1000,
+):  # fmt: skip
+    """Suspects have the means of their references, and those named in `biased` do not.
+
+    `suspects` are gradients as functions of a key, by name, and `references` one for all of them
+    or one for each. All run in one program, as most of the time goes to compiling.
+
+    The test is group-sequential: it looks after `block` draws, after twice as many, and so on. At
+    each look a suspect is biased whose largest z-score is beyond what chance allows; all looks, all
+    suspects and all entries together raise a false alarm with probability `false_alarm` at most
+    (Bonferroni). It ends at the look where each of the biased ones is beyond twice that, so that
+    half of the least of their biases would have been found as well, at even odds.
+
+    Returns:
+        The number of draws, and the largest z-score of each suspect as a multiple of what chance
+        allows.
+
+    Raises:
+        AssertionError: If a suspect is biased that should not be.
+        Undecided: If a biased one was not found in `most_draws`.
     """
+    unknown = set(biased) - set(suspects)
+    assert biased and not unknown, f"a test that catches nothing proves nothing: {unknown}"
     if callable(references):
         references = dict.fromkeys(suspects, references)
 
-    def reference_gradients(key):
+    def draw(key):
         once = {of: of(key) for of in dict.fromkeys(references.values())}
-        return {name: once[of] for name, of in references.items()}
+        differences = {
+            name: jax.tree.map(jnp.subtract, of(key), once[references[name]])
+            for name, of in suspects.items()
+        }
+        return differences, {name: once[of] for name, of in references.items()}
 
-    check = gdregs.check_unbiased(
-        lambda key: {name: of(key) for name, of in suspects.items()},
-        reference_gradients,
-        key,
-        num_draws,
-        false_alarm=1e-3 * len(suspects) if false_alarm is None else false_alarm,
-        **options,
-    )
+    @jax.jit
+    def moments_of_block(key):
+        moments = gradient_moments(draw, key, block, chunk_size=min(chunk_size, block))
+        return moments.mean, moments.variance
+
+    num_looks = (most_draws // block).bit_length()
+    blocks, largest = [], {}
+    for look in range(num_looks):
+        while len(blocks) < 2**look:
+            number = len(blocks)
+            blocks.append(jax.device_get(moments_of_block(jax.random.fold_in(key, number))))
+        largest = _largest(blocks, block, false_alarm / num_looks)
+        found = {name for name, multiple in largest.items() if multiple > 1}
+        assert found <= set(biased), f"biased after {len(blocks) * block} draws: {largest}"
+        if all(largest[name] > 2 for name in biased):
+            return len(blocks) * block, largest
+    raise Undecided(f"not found in {len(blocks) * block} draws: {largest}")
+
+
+def _largest(blocks, block, false_alarm):
+    """Each suspect's largest z-score as a multiple of what chance allows at one look."""
+    average = functools.partial(np.mean, axis=0, dtype=np.float64)
+    (mean, size), (variance, spread) = jax.tree.map(lambda *of: average(np.stack(of)), *blocks)
+    count = len(blocks) * block
+    rounding = 64 * float(jnp.finfo(jax.tree.leaves(blocks[0])[0].dtype).eps)
+
+    def z_scores(mean, variance, size, spread):
+        floor = np.maximum(rounding * np.sqrt(size**2 + spread), np.finfo(np.float32).tiny)
+        return np.abs(mean) / np.maximum(np.sqrt(variance / count), floor)
+
+    scores = jax.tree.map(z_scores, mean, variance, size, spread)
+    threshold = largest_by_chance(sum(map(np.size, jax.tree.leaves(scores))), false_alarm)
     return {
-        name: max(float(jnp.max(jnp.abs(z))) for z in jax.tree.leaves(scores)) / check.threshold
-        for name, scores in check.z_scores.items()
+        name: max(map(np.max, jax.tree.leaves(of))) / threshold for name, of in scores.items()
     }

@@ -4,7 +4,9 @@ It may import everything.
 """
 
 import importlib.util
+import os
 import sys
+from typing import NoReturn
 
 import gdregs
 from gdregs.cli.configuration import with_file
@@ -64,3 +66,18 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"gdregs: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
         return 1
     return 0
+
+
+def run_script() -> NoReturn:
+    """What the script `gdregs` runs: `main`, and the end of the process with its exit code.
+
+    After a failure or Ctrl-C a program of XLA's may still run on a thread of its own, which ends in
+    a segmentation fault where Python is torn down below it. What was saved is whole, so that the
+    process ends at once.
+    """
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code:
+        os._exit(code)
+    sys.exit()
