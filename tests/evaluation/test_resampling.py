@@ -1,11 +1,8 @@
 """Fearnhead-Clifford resampling: probabilities, exact counts, and unbiased weights."""
 
-import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
-from hypothesis import strategies as st
 
 from gdregs.evaluation import resampling
 from gdregs.evaluation.meshes import Axis
@@ -19,77 +16,102 @@ SCORES = {
     "all zero": [0.0] * 5,
     "all equal": [0.2] * 5,
 }
+COLUMNS = np.array(list(SCORES.values())).T  # [K, batch]
 
 
-@pytest.mark.parametrize("num_kept", [1, 2, 3, 4, 5])
-@pytest.mark.parametrize("scores", SCORES.values(), ids=SCORES.keys())
-def test_probabilities_solve_the_threshold_equation(float64, scores, num_kept):
-    scores = np.array(scores)
-    pi = np.array(resampling.inclusion_probabilities(jnp.array(scores), num_kept))
-    positive = scores > 0
-    np.testing.assert_allclose(pi.sum(), min(num_kept, positive.sum()), atol=1e-12)
-    assert ((pi >= 0) & (pi <= 1 + 1e-12)).all()
-    assert (pi[~positive] == 0).all()
-    if positive.sum() <= num_kept:
-        np.testing.assert_allclose(pi[positive], 1)
-    else:
-        uncertain = positive & (pi < 1 - 1e-9)
-        slopes = pi[uncertain] / scores[uncertain]
-        if uncertain.any():  # pi = min(1, c s): one c, and every certain score reaches 1 under it
-            np.testing.assert_allclose(slopes, slopes[0], rtol=1e-9)
-            assert (slopes[0] * scores[pi > 1 - 1e-9] >= 1 - 1e-9).all()
+def test_probabilities_solve_the_threshold_equation(float64):
+    numbers = (1, 2, 3, 4, 5)
+
+    @jax.jit
+    def probabilities(scores):
+        return [resampling.inclusion_probabilities(scores, number) for number in numbers]
+
+    for num_kept, found in zip(numbers, probabilities(COLUMNS), strict=True):
+        for name, scores, pi in zip(SCORES, COLUMNS.T, np.asarray(found).T, strict=True):
+            case = f"{name}, M = {num_kept}"
+            positive = scores > 0
+            np.testing.assert_allclose(
+                pi.sum(), min(num_kept, positive.sum()), atol=1e-12, err_msg=case
+            )
+            assert ((pi >= 0) & (pi <= 1 + 1e-12)).all(), case
+            assert (pi[~positive] == 0).all(), case
+            if positive.sum() <= num_kept:
+                np.testing.assert_allclose(pi[positive], 1, err_msg=case)
+                continue
+            uncertain = positive & (pi < 1 - 1e-9)
+            slopes = pi[uncertain] / scores[uncertain]
+            if uncertain.any():  # pi = min(1, c s): one c, and every certain score reaches 1
+                np.testing.assert_allclose(slopes, slopes[0], rtol=1e-9, err_msg=case)
+                assert (slopes[0] * scores[pi > 1 - 1e-9] >= 1 - 1e-9).all(), case
 
 
-@hypothesis.settings(deadline=None, max_examples=40)
-@hypothesis.given(
-    st.lists(st.sampled_from([0.0, 1e-12, 0.01, 0.5, 0.5, 3.0, 1e6]), min_size=12, max_size=12),
-    st.integers(1, 12),
-    st.integers(0, 10_000),
-)
-def test_exactly_m_different_samples_are_kept(scores, num_kept, seed):
-    scores = jnp.array(scores)
-    num_full = min(num_kept, int(jnp.sum(scores > 0)))
-    pi = resampling.inclusion_probabilities(scores, num_kept)
-    np.testing.assert_allclose(jnp.sum(pi), num_full, rtol=1e-5)
-    kept = resampling.resample(jax.random.key(seed), scores, num_kept)
-    assert (kept.probabilities[:num_full] > 0).all()
-    assert (kept.probabilities[num_full:] == 0).all()
-    index = kept.index[:num_full]
-    assert len(set(index.tolist())) == num_full
-    assert (jnp.diff(scores[index]) <= 0).all()
-    np.testing.assert_array_equal(kept.probabilities[:num_full], pi[index])
+def test_exactly_m_different_samples_are_kept():
+    """Of 300 vectors of 12 scores, with zeros, ties, and twelve orders of magnitude."""
+    numbers = (1, 2, 5, 11, 12)
+    scores = np.random.default_rng(0).choice(
+        np.float32([0.0, 1e-12, 0.01, 0.5, 0.5, 3.0, 1e6]), (12, 300)
+    )
+
+    @jax.jit
+    def keep(scores):
+        return [
+            (
+                resampling.inclusion_probabilities(scores, number),
+                resampling.resample(jax.random.key(number), scores, number),
+            )
+            for number in numbers
+        ]
+
+    for num_kept, found in zip(numbers, keep(scores), strict=True):
+        pi, (index, probabilities) = jax.tree.map(np.asarray, found)
+        num_full = np.minimum(num_kept, (scores > 0).sum(axis=0))
+        np.testing.assert_allclose(pi.sum(axis=0), num_full, rtol=1e-5)
+        is_full = np.arange(num_kept)[:, None] < num_full
+        np.testing.assert_array_equal(probabilities > 0, is_full)
+        for column, size in enumerate(num_full):
+            kept = index[:size, column]
+            assert len(set(kept.tolist())) == size
+            assert (np.diff(scores[kept, column]) <= 0).all()
+            np.testing.assert_array_equal(probabilities[:size, column], pi[kept, column])
 
 
-@pytest.mark.parametrize("num_kept", [1, 2, 3])
-@pytest.mark.parametrize("scores", SCORES.values(), ids=SCORES.keys())
-def test_expected_weights_are_the_scores(float64, scores, num_kept):
+def test_expected_weights_are_the_scores(float64):
     """The choice is a step function of one uniform number: sum over its steps, exactly."""
-    scores = jnp.array(scores)
-    threshold = resampling.find_threshold(resampling.merge_scores(None, scores, num_kept))
-    pi = resampling.block_probabilities(threshold, scores)
 
-    def weights(offset):
-        sweep = resampling.start_sweep(threshold, offset)
-        _, kept, pi = resampling.sweep_block(sweep, scores)
-        slots = resampling.fill_slots(None, kept, scores, (jnp.arange(5), pi), num_kept)
-        index, pi = slots.contents
-        return jnp.zeros(5).at[index].add(slots.scores / jnp.where(slots.scores > 0, pi, 1))
+    def expected(scores, num_kept):
+        threshold = resampling.find_threshold(resampling.merge_scores(None, scores, num_kept))
+        pi = resampling.block_probabilities(threshold, scores)
 
-    mass = np.cumsum(np.where(scores >= threshold.certain, 0, pi))
-    edges = np.unique(np.concatenate([[0.0, 1.0], mass % 1]))
-    steps = jax.vmap(weights)(jnp.array((edges[1:] + edges[:-1]) / 2))
-    expected = jnp.sum(jnp.array(np.diff(edges))[:, None] * steps, axis=0)
-    np.testing.assert_allclose(expected, scores, atol=1e-13, rtol=1e-7)
+        def weights(offset):
+            sweep = resampling.start_sweep(threshold, offset)
+            _, kept, pi = resampling.sweep_block(sweep, scores)
+            slots = resampling.fill_slots(None, kept, scores, (jnp.arange(5), pi), num_kept)
+            index, pi = slots.contents
+            return jnp.zeros(5).at[index].add(slots.scores / jnp.where(slots.scores > 0, pi, 1))
+
+        mass = jnp.cumsum(jnp.where(scores >= threshold.certain, 0, pi))
+        edges = jnp.sort(jnp.concatenate([jnp.array([0.0, 1.0]), mass % 1]))
+        steps = jax.vmap(weights)((edges[1:] + edges[:-1]) / 2)
+        return jnp.diff(edges) @ steps
+
+    @jax.jit
+    def of_all(columns):
+        return [jax.vmap(lambda scores, m=m: expected(scores, m))(columns.T) for m in (1, 2, 3)]
+
+    for num_kept, found in enumerate(of_all(COLUMNS), 1):
+        np.testing.assert_allclose(
+            found, COLUMNS.T, atol=1e-13, rtol=1e-7, err_msg=f"{num_kept} of {list(SCORES)}"
+        )
 
 
 def test_blocks_choose_what_one_block_chooses(float64):
-    scores = jax.random.dirichlet(jax.random.key(0), jnp.full(20, 0.3), (50,)).T
-    offset = jax.random.uniform(jax.random.key(1), (50,), scores.dtype)
-    num_kept = 6
+    rng = np.random.default_rng(0)
+    scores, offset = rng.dirichlet(np.full(8, 0.3), 50).T, rng.uniform(size=50)
+    num_kept = 3
 
-    def choose(size):
+    def choose(scores, offset, size):
         largest = resampling.no_scores(num_kept, (50,), scores.dtype)
-        blocks = [scores[i : i + size] for i in range(0, 20, size)]
+        blocks = [scores[i : i + size] for i in range(0, 8, size)]
         for block in blocks:
             largest = resampling.merge_scores(largest, block, num_kept)
         threshold = resampling.find_threshold(largest)
@@ -102,35 +124,52 @@ def test_blocks_choose_what_one_block_chooses(float64):
         assert slots is not None
         return slots.contents
 
-    np.testing.assert_array_equal(choose(20), choose(7))
-    np.testing.assert_array_equal(choose(20), choose(1))
+    @jax.jit
+    def both(scores, offset):
+        return choose(scores, offset, 8), choose(scores, offset, 3), choose(scores, offset, 1)
+
+    whole, *others = both(scores, offset)
+    assert len(np.unique(whole, axis=1).T) > 5
+    for other in others:
+        np.testing.assert_array_equal(other, whole)
 
 
-@pytest.mark.parametrize("offset", [0.0, 1e-7, 0.5, 1 - 2**-24])
-def test_every_offset_keeps_m(offset):
+def test_every_offset_keeps_m():
     """In float32, where the last point falls on the end of the mass up to rounding."""
-    num_kept, num_samples = 16, 512
-    scores = jax.random.dirichlet(jax.random.key(0), jnp.full(num_samples, 0.2), (400,)).T
-    threshold = resampling.find_threshold(resampling.merge_scores(None, scores, num_kept))
-    sweep = resampling.start_sweep(threshold, jnp.full(400, offset, scores.dtype))
-    _, kept, _ = resampling.sweep_block(sweep, scores)
-    np.testing.assert_array_equal(jnp.sum(kept, axis=0), num_kept)
+    num_kept, offsets = 16, np.float32([0.0, 1e-7, 0.5, 1 - 2**-24])
+    scores = np.random.default_rng(0).dirichlet(np.full(512, 0.2), 400).T.astype(np.float32)
+
+    @jax.jit
+    def count(scores, offsets):
+        threshold = resampling.find_threshold(resampling.merge_scores(None, scores, num_kept))
+
+        def at(offset):
+            sweep = resampling.start_sweep(threshold, jnp.full(400, offset, scores.dtype))
+            return jnp.sum(resampling.sweep_block(sweep, scores)[1], axis=0)
+
+        return jax.vmap(at)(offsets)
+
+    np.testing.assert_array_equal(count(scores, offsets), num_kept)
 
 
 def test_resampling_frequencies_match_the_probabilities():
-    """20,000 draws; every frequency within 5 standard errors, and the kept number is exact."""
-    draws = 20_000
-    scores = jnp.array([0.05, 0.4, 0.1, 0.02, 0.2, 0.03, 0.15, 0.05])
-    pi = resampling.inclusion_probabilities(scores, 3)
-    keys = jax.random.split(jax.random.key(3), draws)
-    index = jax.vmap(lambda key: resampling.resample(key, scores, 3).index)(keys)
-    frequency = jnp.bincount(index.ravel(), length=8) / draws
-    error = jnp.sqrt(pi * (1 - pi) / draws)
-    assert (jnp.abs(frequency - pi) <= 5 * error + 1e-6).all()
+    """5,000 draws; every frequency within 5 standard errors, and the kept number is exact."""
+    draws = 5000
+    scores = np.float32([0.05, 0.4, 0.1, 0.02, 0.2, 0.03, 0.15, 0.05])[:, None]
+    scores = np.repeat(scores, draws, axis=1)
+
+    @jax.jit
+    def keep(scores):
+        index = resampling.resample(jax.random.key(3), scores, 3).index
+        return index, resampling.inclusion_probabilities(scores[:, 0], 3)
+
+    index, pi = map(np.asarray, keep(scores))
+    frequency = np.bincount(index.ravel(), minlength=8) / draws
+    error = np.sqrt(pi * (1 - pi) / draws)
+    assert (np.abs(frequency - pi) <= 5 * error + 1e-6).all()
 
 
-@pytest.mark.parametrize("num_positive", [0, 2, 5, 16])
-def test_devices_keep_together_what_one_keeps(float64, num_positive):
+def test_devices_keep_together_what_one_keeps(float64):
     """200 draws of 5 of 16 scores on four devices: the same samples in the same slots."""
     num_kept, num_devices = 5, 4
     devices = Axis(("devices",), num_devices)
@@ -146,20 +185,25 @@ def test_devices_keep_together_what_one_keeps(float64, num_positive):
         slots = resampling.put_together(slots, share, devices)
         return slots.contents, slots.scores
 
-    def draw(key):
-        scores_key, place_key, key = jax.random.split(key, 3)
-        scores = jax.random.exponential(scores_key, (16,)) ** 4
-        scores = jnp.where(jax.random.permutation(place_key, 16) < num_positive, scores, 0)
+    @jax.jit
+    @jax.vmap
+    def draw(number, scores):
+        key = jax.random.key(number)
         expected = resampling.resample(key, scores, num_kept)
         offset = jax.random.uniform(key, (), scores.dtype)
         spread = jax.vmap(on_device, in_axes=(0, None), axis_name="devices")
         place, found = spread(scores.reshape(num_devices, -1), offset)
         order = jnp.argsort(-found[0])  # of the heaviest first, as on one device
-        return expected, place[0][order], found[0][order], scores
+        return expected, place[0][order], found[0][order]
 
-    expected, place, found, scores = jax.vmap(draw)(jax.random.split(jax.random.key(0), 200))
-    full = expected.probabilities > 0
-    assert (jnp.sum(full, axis=1) == min(num_positive, num_kept)).all()
-    np.testing.assert_array_equal(place[full], expected.index[full])
-    np.testing.assert_array_equal(found[full], jnp.take_along_axis(scores, place, axis=1)[full])
+    rng = np.random.default_rng(0)
+    num_positive = np.repeat([0, 2, 5, 16], 200)
+    is_positive = rng.permuted(np.arange(16) < num_positive[:, None], axis=1)
+    scores = np.where(is_positive, rng.exponential(size=(800, 16)) ** 4, 0)
+    found = draw(np.arange(800), scores)
+    (index, probabilities), place, found = jax.tree.map(np.asarray, found)
+    full = probabilities > 0
+    np.testing.assert_array_equal(full.sum(axis=1), np.minimum(num_positive, num_kept))
+    np.testing.assert_array_equal(place[full], index[full])
+    np.testing.assert_array_equal(found[full], np.take_along_axis(scores, place, axis=1)[full])
     assert (found[~full] == 0).all()
