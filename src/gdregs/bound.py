@@ -139,7 +139,8 @@ def bound(
         ...         num_samples=64,
         ...         num_gradient_samples=8,
         ...     )
-        >>> value, gradients = jax.value_and_grad(objective, argnums=(0, 1))(0.9, 0.0)
+        >>> value_and_grad = jax.jit(jax.value_and_grad(objective, argnums=(0, 1)))
+        >>> value, gradients = value_and_grad(0.9, 0.0)
         >>> bool(-2.4 < value < -2.1), len(gradients)  # log p(x) = -2.27
         (True, 2)
 
@@ -177,9 +178,10 @@ def bound_with_diagnostics(
     Example:
         >>> import gdregs, jax, numpyro.distributions as dist
         >>> q = p = dist.Normal(0.0, 1.0)
-        >>> value, diagnostics = gdregs.bound_with_diagnostics(
-        ...     q, p, lambda z: 0.0 * z, key=jax.random.key(0), num_samples=4
-        ... )
+        >>> @jax.jit
+        ... def diagnose(key):
+        ...     return gdregs.bound_with_diagnostics(q, p, lambda z: 0 * z, key=key, num_samples=4)
+        >>> value, diagnostics = diagnose(jax.random.key(0))
         >>> float(diagnostics.effective_sample_size), float(diagnostics.weight_kept)
         (4.0, 1.0)
     """

@@ -75,8 +75,8 @@ class Chain(eqx.Module):
         ...     def __call__(self, previous, u):
         ...         return dist.Normal(self.factor * previous, 0.5)
         >>> prior = gdregs.Chain(dist.Normal(0.0, 1.0), Decay(jnp.array(0.9)), length=100)
-        >>> z = prior.sample(jax.random.key(0), (10,))
-        >>> z.shape, prior.log_prob(z).shape
+        >>> z = jax.jit(lambda key: prior.sample(key, (10,)))(jax.random.key(0))
+        >>> z.shape, jax.jit(lambda z: prior.log_prob(z))(z).shape
         ((10, 100), (10,))
 
     Reference:

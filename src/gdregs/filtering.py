@@ -86,7 +86,7 @@ def fivo(
         ...         posterior, prior, lambda z, x: dist.Normal(z, 0.5).log_prob(x), x, key=key,
         ...         num_samples=16)
         >>> x = jnp.array([0.3, 0.8, 1.1, 0.6])
-        >>> gradient = jax.grad(objective)(0.2, x, jax.random.key(0))
+        >>> gradient = jax.jit(jax.grad(objective))(0.2, x, jax.random.key(0))
         >>> bool(gradient > 0)
         True
 

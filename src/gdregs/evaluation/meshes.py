@@ -172,7 +172,7 @@ def value_and_grad(
         >>> x, key = jnp.arange(4.0), jax.random.key(0)
         >>> mesh = gdregs.make_mesh(data=1, samples=1)  # as many as you have
         >>> value, gradient = jax.jit(gdregs.value_and_grad(loss, mesh))(0.0, x, key)
-        >>> bool(value == loss(0.0, x, key))
+        >>> bool(value == jax.jit(loss)(0.0, x, key))
         True
     """
 

@@ -234,7 +234,10 @@ def log_weights(
     Example:
         >>> import gdregs, jax, numpyro.distributions as dist
         >>> q = p = dist.Normal(0.0, 1.0)
-        >>> gdregs.log_weights(q, p, lambda z: 0 * z, key=jax.random.key(0), num_samples=3)
+        >>> @jax.jit
+        ... def log_weights(key):
+        ...     return gdregs.log_weights(q, p, lambda z: 0 * z, key=key, num_samples=3)
+        >>> log_weights(jax.random.key(0))
         Array([0., 0., 0.], dtype=float32)
     """
     model, shape = read_model(posterior, prior, likelihood, key, num_samples, chunk_size)
