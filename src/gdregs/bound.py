@@ -238,7 +238,7 @@ def evaluate(
         kept_at_most = positive_integer("num_gradient_samples", settings.num_gradient_samples)
         num_kept = min(kept_at_most, num_kept)
 
-    sizes = {model.num_samples, num_kept, model.look_size, model.chunk_size} - {None}
+    sizes = {model.num_samples, num_kept, model.chunk_size} - {None}
     if not isinstance(objective, ELBO) and len(sizes) > 1:
         z = jax.eval_shape(lambda: model.draw(0, model.num_samples))
         refuse_new_noise(model.likelihood, z, sizes)

@@ -1,5 +1,7 @@
 """Choose the samples that matter, without bias."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -7,6 +9,11 @@ from jaxtyping import Array, Float
 from gdregs.evaluation import resampling
 from gdregs.evaluation.look import Look, Weighed
 from gdregs.evaluation.meshes import Axis
+from gdregs.evaluation.weights import Model
+
+
+_RESAMPLING = 2**32 - 1
+"""Number n of what a key is split into is `fold_in(key, n)`: nobody has so many nodes or steps."""
 
 
 def choose(look: Look, num_kept: int) -> tuple[Weighed, Float[Array, "*batch"]]:
@@ -16,7 +23,7 @@ def choose(look: Look, num_kept: int) -> tuple[Weighed, Float[Array, "*batch"]]:
     them: they tell each other their M largest scores and how far their own sampling goes (two
     gathers), and then hand over the samples that they found (one sum).
     """
-    model, (num_samples, batch, dtype, devices) = look.model, look.shape
+    model, (_, batch, dtype, devices) = look.model, look.shape
 
     def scores(block):
         return jnp.abs(look.coefficients(block)[0])
@@ -26,10 +33,7 @@ def choose(look: Look, num_kept: int) -> tuple[Weighed, Float[Array, "*batch"]]:
         look.no_scores(num_kept),
     )
     largest = resampling.largest_of_all(own_largest, devices)
-    key = jax.random.fold_in(model.key, num_samples)
-    if batch:
-        key = model.data.own_key(key, batch[0])
-    offset = jax.random.uniform(key, batch, dtype)
+    offset = draw_offset(model, batch, dtype)
     sweep = resampling.start_sweep(resampling.find_threshold(largest), offset)
     sweep, share = resampling.share_of_slots(sweep, own_largest, devices)
 
@@ -46,6 +50,14 @@ def choose(look: Look, num_kept: int) -> tuple[Weighed, Float[Array, "*batch"]]:
     total = jnp.sum(largest.scores, axis=0) + largest.rest
     kept = jnp.sum(slots.scores, axis=0) / jnp.where(total > 0, total, 1)
     return _own_share(slots.contents._replace(v=v), devices), kept
+
+
+def draw_offset(model: Model, batch: tuple[int, ...], dtype: Any) -> Float[Array, "*batch"]:
+    """Where systematic sampling begins, one uniform number for each datapoint."""
+    key = jax.random.fold_in(model.key, _RESAMPLING)
+    if batch:
+        key = model.data.own_key(key, batch[0])
+    return jax.random.uniform(key, batch, dtype)
 
 
 def _own_share(chosen: Weighed, devices: Axis) -> Weighed:

@@ -68,9 +68,12 @@ class Look:
         return resampling.Slots(zeros, Weighed(z, zeros, zeros))
 
     def fold(self, update: Callable[[Any, Block], Any], carry: Any) -> Any:
-        """Pass every block to `update(carry, block)`."""
+        """Pass every block to `update(carry, block)`.
+
+        They are the blocks of the pull: most samplers draw others in blocks of another size.
+        """
         return self.model.fold(
-            lambda carry, *span: update(carry, self.block(*span)), carry, self.model.look_size
+            lambda carry, *span: update(carry, self.block(*span)), carry, self.model.chunk_size
         )
 
     def _fold_log_weights(self, update, carry):

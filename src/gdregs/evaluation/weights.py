@@ -121,15 +121,6 @@ class Model(NamedTuple):
         log_weights = jnp.where(jnp.isnan(log_weights), -jnp.inf, log_weights)
         return Block(z, log_weights, self.position(start))
 
-    @property
-    def look_size(self) -> int | None:
-        """How many samples are looked at together.
-
-        Half a chunk: in a loop's body the compiler holds the layers of more networks at a time
-        than in straight-line code, and a stream should not need more memory than one chunk does.
-        """
-        return None if self.chunk_size is None else max(self.chunk_size // 2, 1)
-
     def fold(
         self, step: Callable[[Carry, Start, int], Carry], carry: Carry, block_size: int | None
     ) -> Carry:
@@ -298,5 +289,5 @@ def log_marginal(
         return extend_logsumexp(total, model.look(start, size).log_weights)
 
     nothing = jnp.full(shape.batch, -jnp.inf, shape.dtype)
-    total = model.samples.log_total(model.fold(add, nothing, model.look_size))
+    total = model.samples.log_total(model.fold(add, nothing, model.chunk_size))
     return total - math.log(shape.num_samples)
