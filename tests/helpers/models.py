@@ -5,10 +5,12 @@ import itertools
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 
 import gdregs
 import reference
+from gdregs.shared.tables import find_posterior_estimator, find_prior_estimator
 
 
 class Layer(eqx.Module):
@@ -25,6 +27,7 @@ class Layer(eqx.Module):
 
 
 def hierarchy(layers, graph, x=None):
+    graph = reference.among(layers, graph)
     return gdregs.Hierarchy(
         {name: (Layer(layers[name], parents, x), parents) for name, parents in graph.items()}
     )
@@ -96,6 +99,29 @@ class Own(gdregs.Objective):
 OBJECTIVES["own"] = Own()
 
 
+class AnyOf(gdregs.Objective):
+    """The objective of this number: one program is that of all of them."""
+
+    number: jax.Array
+
+    def __call__(self, log_weights):
+        return jnp.stack([objective(log_weights) for objective in OBJECTIVES.values()])[self.number]
+
+    def summarize(self, fold, shape):
+        return [objective.summarize(fold, shape) for objective in OBJECTIVES.values()]
+
+    def value(self, summary):
+        values = [o.value(one) for o, one in zip(OBJECTIVES.values(), summary, strict=True)]
+        return jnp.stack(values)[self.number]
+
+    def coefficients(self, summary, log_weights, start):
+        pairs = [
+            objective.coefficients(one, log_weights, start)
+            for objective, one in zip(OBJECTIVES.values(), summary, strict=True)
+        ]
+        return tuple(jnp.stack(of)[self.number] for of in zip(*pairs, strict=True))
+
+
 POSTERIOR_ESTIMATORS = {
     **{name: name for name in gdregs.POSTERIOR_ESTIMATORS},
     "interpolated 0.3": gdregs.interpolated_dregs(0.3),
@@ -104,6 +130,21 @@ PRIOR_ESTIMATORS = {
     **{name: name for name in gdregs.PRIOR_ESTIMATORS},
     "mixed 0.3": gdregs.mixed_gdregs(0.3),
 }
+
+
+def rows_of(pairs):
+    """The numbers of pairs of estimators, by name, stacked: one program is that of all pairs."""
+    rows = [
+        (
+            find_posterior_estimator(POSTERIOR_ESTIMATORS[by_phi]),
+            find_prior_estimator(PRIOR_ESTIMATORS[by_theta]),
+        )
+        for by_phi, by_theta in pairs
+    ]
+    dtype = jax.dtypes.canonicalize_dtype(float)
+    return jax.tree.map(lambda *numbers: np.array(numbers, dtype), *rows)
+
+
 PAIRS_WITH_EACH = [
     *zip(POSTERIOR_ESTIMATORS, itertools.cycle(("gdregs", "naive")), strict=False),
     ("dregs", "gdregs-mix"),
@@ -113,18 +154,3 @@ PAIRS_WITH_EACH = [
 The gradient by φ depends on the posterior's alone and that by θ on the prior's alone.
 `test_against_surrogate_losses` has every pair.
 """
-
-
-def bound_gradients(phi, theta, lam, x, key, num_samples, objective, pair, **options):
-    def total(phi, theta, lam):
-        return total_bound(
-            phi, theta, lam, x,
-            key=key,
-            num_samples=num_samples,
-            objective=OBJECTIVES[objective],
-            posterior_estimator=POSTERIOR_ESTIMATORS[pair[0]],
-            prior_estimator=PRIOR_ESTIMATORS[pair[1]],
-            **options,
-        )  # fmt: skip
-
-    return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(phi, theta, lam)

@@ -2,7 +2,7 @@
 
 Nothing here uses gdregs: the model is a dict of matrices, the densities are spelled out, and each
 parameter group has a loss of its own, (E.2), (E.4) and the naive one, generalised from IWAE to any
-objective by its v and c from automatic differentiation.
+objective by its v and c, which come from automatic differentiation.
 """
 
 import functools
@@ -31,27 +31,42 @@ def broadcasting(function):
     return wrapped
 
 
-def init(key, batch=3):
-    """Random parameters of the posterior (phi), prior (theta) and likelihood (lam), and data."""
-    rng = np.random.default_rng(int(jax.random.bits(key, dtype="uint16")))
+def init(seed, batch=3, latents=LATENTS):
+    """Random parameters of the posterior (phi), prior (theta) and likelihood (lam), and data.
 
-    def normal(*shape):
-        return jnp.asarray(rng.normal(size=shape))
+    They are numpy's, of JAX's present precision: to make them takes no program. The seed may be a
+    key of JAX. Fewer latents make a model of fewer layers.
+    """
+    if isinstance(seed, jax.Array):
+        seed = np.asarray(jax.random.key_data(seed))[-1]
+    rng, dtype = np.random.default_rng(seed), jax.dtypes.canonicalize_dtype(float)
+
+    def normal(scale, *shape):
+        return (scale * rng.normal(size=shape)).astype(dtype)
 
     def layers(graph):
         return {
             name: {
-                "weight": {parent: 0.6 * normal(DIM, 2 * DIM) for parent in parents},
-                "bias": 0.4 * normal(2 * DIM),
+                "weight": {parent: normal(0.6, DIM, 2 * DIM) for parent in parents},
+                "bias": normal(0.4, 2 * DIM),
             }
-            for name, parents in graph.items()
+            for name, parents in among(latents, graph).items()
         }
 
     phi, theta = layers(POSTERIOR), layers(PRIOR)
     for layer in phi.values():
-        layer["data"] = 0.5 * normal(DIM, 2 * DIM)
-    lam = {name: normal(DIM, DIM) for name in LATENTS}
-    return phi, theta, lam, normal(batch, DIM)
+        layer["data"] = normal(0.5, DIM, 2 * DIM)
+    lam = {name: normal(1.0, DIM, DIM) for name in latents}
+    return phi, theta, lam, normal(1.0, batch, DIM)
+
+
+def among(latents, graph):
+    """The graph of these latents alone."""
+    return {
+        name: tuple(parent for parent in parents if parent in latents)
+        for name, parents in graph.items()
+        if name in latents
+    }
 
 
 @broadcasting
@@ -70,7 +85,7 @@ def normal_density(z, loc, scale):
 
 def density(layers, graph, z, x=None):
     total = 0.0
-    for name, parents in graph.items():
+    for name, parents in among(layers, graph).items():
         loc, scale = loc_and_scale(layers[name], {p: z[p] for p in parents}, x)
         total = total + normal_density(z[name], loc, scale)
     return total
@@ -78,7 +93,7 @@ def density(layers, graph, z, x=None):
 
 @broadcasting
 def likelihood(lam, z, x):
-    loc = sum(jnp.sin(z[name] @ lam[name]) for name in LATENTS)
+    loc = sum(jnp.sin(z[name] @ lam[name]) for name in lam)
     return normal_density(x, loc, jnp.asarray(0.7))
 
 
@@ -86,7 +101,7 @@ def likelihood(lam, z, x):
 def path(layers, graph, z, x=None):
     """z again, with the derivative of the sampling path: fixed noise, live everything else."""
     live = {}
-    for name, parents in graph.items():
+    for name, parents in among(layers, graph).items():
         loc, scale = loc_and_scale(layers[name], {p: live[p] for p in parents}, x)
         noise = stop((z[name] - loc) / scale)
         live[name] = loc + scale * noise
@@ -130,37 +145,56 @@ def coefficients(objective, log_weights):
 
 
 @broadcasting
-def gradients(phi, theta, lam, x, z, objective, posterior_estimator, prior_estimator):
-    """The estimators' gradients, summed over the batch, for phi, theta and lam."""
-    log_weights = log_weight(phi, theta, lam, z, x)
-    v, c = jax.vmap(lambda w: coefficients(objective, w), in_axes=1, out_axes=1)(log_weights)
-    return (
-        jax.grad(posterior_loss)(phi, theta, lam, x, z, v, c, objective, posterior_estimator),
-        jax.grad(prior_loss)(theta, phi, lam, x, z, v, c, prior_estimator),
-        jax.grad(lambda lam: jnp.sum(objective(log_weight(phi, theta, lam, z, x))))(lam),
-    )
+def gradients(phi, theta, lam, x, z, v, c):
+    """Every estimator's gradient, summed over the batch, by name: of phi, of theta, and of lam.
 
-
-def posterior_loss(phi, theta, lam, x, z, v, c, objective, estimator):
-    z_q = path(phi, POSTERIOR, z, x)
-    if estimator == "naive":  # the objective itself, everything live
-        return jnp.sum(objective(log_weight(phi, theta, lam, z_q, x)))
-    if estimator == "rws":  # the wake-phase update: ascend sum v log q(z), z constant
-        return jnp.sum(v * density(phi, POSTERIOR, z, x))
-    weight = {
+    v and c are the objective's, [K, batch].
+    """
+    down_the_path = {
         "stl": v,
         "dregs": c,  # (E.2)
         "rws-dregs": v - c,
         "interpolated 0.3": 0.3 * v + (1 - 0.6) * c,
-    }[estimator]
+    }
+    by_phi = _by_name(
+        lambda weight: jax.grad(path_loss)(phi, theta, lam, x, z, weight), down_the_path
+    )
+    by_phi["naive"] = jax.grad(naive_loss)(phi, theta, lam, x, z, v)
+    by_phi["rws"] = jax.grad(wake_loss)(phi, x, z, v)
+    by_theta = _by_name(
+        lambda alpha: jax.grad(prior_loss)(theta, phi, lam, x, z, v, c, alpha),
+        {"naive": 0.0, "gdregs": 1.0, "gdregs-mix": 0.5, "mixed 0.3": 0.3},
+    )
+    return by_phi, by_theta, jax.grad(lambda lam: jnp.sum(v * likelihood(lam, z, x)))(lam)
+
+
+def _by_name(function, arguments):
+    """The function of each argument, in one piece of program."""
+    results = jax.vmap(function)(jnp.stack([jnp.asarray(of) for of in arguments.values()]))
+    return {
+        name: jax.tree.map(lambda leaf, i=i: leaf[i], results) for i, name in enumerate(arguments)
+    }
+
+
+def naive_loss(phi, theta, lam, x, z, v):
+    """The objective itself to first order, everything live."""
+    return jnp.sum(v * log_weight(phi, theta, lam, path(phi, POSTERIOR, z, x), x))
+
+
+def path_loss(phi, theta, lam, x, z, weight):
+    z_q = path(phi, POSTERIOR, z, x)
     return jnp.sum(weight * log_weight(stop(phi), theta, lam, z_q, x))
 
 
-def prior_loss(theta, phi, lam, x, z, v, c, estimator):
+def wake_loss(phi, x, z, v):
+    """The wake-phase update: ascend sum v log q(z), z constant."""
+    return jnp.sum(v * density(phi, POSTERIOR, z, x))
+
+
+def prior_loss(theta, phi, lam, x, z, v, c, alpha):
     naive = jnp.sum(v * density(theta, PRIOR, z))
     z_p = path(theta, PRIOR, z)
     gdregs = jnp.sum(  # (E.4)
         v * likelihood(lam, z_p, x) - c * log_weight(phi, stop(theta), lam, z_p, x)
     )
-    alpha = {"naive": 0.0, "gdregs": 1.0, "gdregs-mix": 0.5, "mixed 0.3": 0.3}[estimator]
     return (1 - alpha) * naive + alpha * gdregs
