@@ -11,7 +11,6 @@ from gdregs.evaluation.look import Look, Weighed
 from gdregs.evaluation.meshes import Axis
 from gdregs.evaluation.weights import Model
 
-
 _RESAMPLING = 2**32 - 1
 """Number n of what a key is split into is `fold_in(key, n)`: nobody has so many nodes or steps."""
 

@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gdregs.torch.autograd import Shares, Switch
 from gdregs.torch.compiling import DONATED, kept_for_two_passes, untraced
+from gdregs.torch.guards import check_same_weights
 from gdregs.torch.hierarchy import Hierarchy, Walked, as_leaf, draw_and_walk, walk, walk_graph
 from gdregs.torch.objectives import Objective
 from gdregs.torch.support import move_into_support, settle
@@ -50,7 +51,10 @@ def _pull(model: Model, weighed: Weighed, posterior_row: Any, prior_row: Any) ->
             q = walk(model.posterior, unnamed(leaves), posterior_row.has_path, switch)
         p = _walk_prior(model.prior, leaves, prior_row, switch)
     walks, shares = Walks(leaves, q, p), Shares()
-    log_likelihood = model.likelihood(forked(walks, shares))
+    log_likelihood = model.log_likelihood(forked(walks, shares))
+    if weighed.log_weights is not None:
+        terms = log_likelihood, p.log_prob, -q.log_prob
+        check_same_weights(weighed.log_weights, terms, weighed.v != 0)
     return _surrogate(
         model, walks, switch, weighed, log_likelihood, shares, posterior_row, prior_row
     )
@@ -72,14 +76,15 @@ def look_and_pull(
         with torch.no_grad():
             moved, inside, log_prior = settle(model.prior, z)
             log_weights = read_log_weights(
-                moved, size, q.log_prob, log_prior, model.likelihood(moved)
+                moved, size, q.log_prob, log_prior, model.log_likelihood(moved)
             )
             if inside is not None:
                 log_weights = log_weights.masked_fill(~inside, -torch.inf)
             value, weighed = weigh(objective, named(moved), log_weights)
+            weighed = weighed._replace(log_weights=log_weights)
         return value, pull(model, weighed, posterior_row, prior_row)
     walks, shares = Walks(named(z), q, p), Shares()
-    log_likelihood = model.likelihood(forked(walks, shares))
+    log_likelihood = model.log_likelihood(forked(walks, shares))
     with torch.no_grad():
         log_weights = read_log_weights(z, size, q.log_prob, p.log_prob, log_likelihood)
         value, weighed = weigh(objective, walks.leaves, log_weights)

@@ -18,6 +18,7 @@ from gdregs.shared.checks import (
     positive_integer,
 )
 from gdregs.torch.autograd import Switch
+from gdregs.torch.guards import alone
 from gdregs.torch.hierarchy import Latents, draw_and_walk
 from gdregs.torch.objectives import Objective
 from gdregs.torch.resampling import resample, take_rows
@@ -33,19 +34,29 @@ class Model(NamedTuple):
     num_samples: int
     chunk_size: int | None
 
+    def log_likelihood(self, z: Latents) -> Tensor:
+        """Log p(x|z), of each sample by itself."""
+        with alone("likelihood"):
+            return self.likelihood(z)
+
 
 class Weighed(NamedTuple):
-    """Samples for the backward pass, with the constants that weigh them, `[M, *batch]`."""
+    """Samples for the backward pass, with the constants that weigh them, `[M, *batch]`.
+
+    Their log-weights are here where the samples will be evaluated once more, and held against it.
+    """
 
     z: dict[Any, Tensor]
     v: Tensor
     r: Tensor
+    log_weights: Tensor | None = None
 
     def rows(self, start: int, size: int) -> "Weighed":
         """Some of the samples."""
         part = slice(start, start + size)
         z = {name: value[part] for name, value in self.z.items()}
-        return Weighed(z, self.v[part], self.r[part])
+        log_weights = None if self.log_weights is None else self.log_weights[part]
+        return Weighed(z, self.v[part], self.r[part], log_weights)
 
     def weight(self, terms: Tensor) -> Tensor:
         """Terms times v, `[M, *batch]`; 0 where a sample has no weight."""
@@ -106,7 +117,7 @@ def look_at(model: Model, size: int) -> tuple[dict[Any, Tensor], Tensor]:
     z, drawn = draw_and_walk(model.posterior, torch.Size([size]), False, Switch())
     check_draws(z, size)
     z, inside, log_prior = settle(model.prior, z)
-    log_weights = read_log_weights(z, size, drawn.log_prob, log_prior, model.likelihood(z))
+    log_weights = read_log_weights(z, size, drawn.log_prob, log_prior, model.log_likelihood(z))
     if inside is not None:
         log_weights = log_weights.masked_fill(~inside, -math.inf)
     return named(z), log_weights
@@ -153,7 +164,7 @@ def weigh(
 
 def choose(weighed: Weighed, num_kept: int) -> Weighed:
     r"""Keep M samples by Fearnhead-Clifford resampling on |v|, with $v \leftarrow v/\pi$."""
-    z, v, r = weighed
+    z, v, r, log_weights = weighed
     index, probabilities = resample(v.abs(), num_kept, draw_offset(v))
     is_kept = probabilities > 0
     kept = take_rows(v, index) / torch.where(is_kept, probabilities, torch.ones_like(probabilities))
@@ -161,6 +172,7 @@ def choose(weighed: Weighed, num_kept: int) -> Weighed:
         {name: take_rows(value, index) for name, value in z.items()},
         torch.where(is_kept, kept, torch.zeros_like(kept)),
         take_rows(r, index),
+        None if log_weights is None else take_rows(log_weights, index),
     )
 
 
