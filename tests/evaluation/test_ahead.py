@@ -49,10 +49,14 @@ def test_several_programs_draw_the_same_numbers_once(kind):
     def ahead(x, key, which):
         return choose(x, key, which, compute_ahead)
 
-    x = jnp.arange(8.0)
-    for which, way in enumerate(ways):
-        found = jax.jit(ahead)(x, KEYS[kind], which)
-        for one, other in zip(found, jax.jit(way)(x), strict=True):
+    x = np.arange(8, dtype=np.float32)
+
+    @jax.jit
+    def both(x, key):
+        return [(ahead(x, key, which), way(x)) for which, way in enumerate(ways)]
+
+    for found, expected in both(x, KEYS[kind]):
+        for one, other in zip(found, expected, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-6)
 
     def within(x, key, which):
@@ -64,18 +68,27 @@ def test_several_programs_draw_the_same_numbers_once(kind):
 
 
 def test_programs_with_tables_of_their_own_are_told_apart():
-    key, x = jax.random.key(0), jnp.arange(8.0)
-    ways = [make(key, 1.0, table=jnp.full(8, size)) for size in (1.0, 5.0)]
-    rests = compute_ahead([jax.make_jaxpr(way)(x) for way in ways])
-    for rest, way in zip(rests, ways, strict=True):
-        for one, other in zip(rest(x), way(x), strict=True):
+    key = jax.random.key(0)
+    ways = [make(key, 1.0, table=np.full(8, size, np.float32)) for size in (1.0, 5.0)]
+
+    @jax.jit
+    def both(x):
+        rests = compute_ahead([jax.make_jaxpr(way)(x) for way in ways])
+        return [(rest(x), way(x)) for rest, way in zip(rests, ways, strict=True)]
+
+    for found, expected in both(np.arange(8, dtype=np.float32)):
+        for one, other in zip(found, expected, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
 def test_other_keys_draw_other_numbers():
-    x = jnp.arange(8.0)
     ways = [make(jax.random.key(seed), 1.0) for seed in (0, 1)]
-    first, second = (rest(x)[0] for rest in compute_ahead([jax.make_jaxpr(way)(x) for way in ways]))
+
+    @jax.jit
+    def draws(x):
+        return [rest(x)[0] for rest in compute_ahead([jax.make_jaxpr(way)(x) for way in ways])]
+
+    first, second = map(np.asarray, draws(np.arange(8, dtype=np.float32)))
     assert not np.any(first == second)
 
 
@@ -87,9 +100,11 @@ def inside(ways, data, table, key, x):
         return jax.lax.switch(which, compute_ahead(programs), x)
 
     program = jax.make_jaxpr(run)(data, table, key, x, 0)
-    for which, way in enumerate(ways):
-        found = jax.jit(run)(data, table, key, x, which)
-        np.testing.assert_allclose(found[0], way(data, table, key, x), rtol=1e-6)
+    both = jax.jit(
+        lambda *parts: [(run(*parts, which)[0], way(*parts)) for which, way in enumerate(ways)]
+    )
+    for found, expected in both(data, table, key, x):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
     branches = next(one for one in program.eqns if one.primitive.name == "cond").params["branches"]
     names = [{one.primitive.name for one in branch.eqns} for branch in branches]
     return names, {one.primitive.name for one in program.eqns}
@@ -97,9 +112,9 @@ def inside(ways, data, table, key, x):
 
 @pytest.fixture
 def parts():
-    data = jnp.linspace(-1, 1, 160).reshape(20, 8)
-    table = jnp.linspace(0.1, 1, 40).reshape(8, 5)
-    return data, table, jax.random.key(1), jnp.arange(1.0, 21.0)
+    data = np.linspace(-1, 1, 160, dtype=np.float32).reshape(20, 8)
+    table = np.linspace(0.1, 1, 40, dtype=np.float32).reshape(8, 5)
+    return data, table, jax.random.key(1), np.arange(1, 21, dtype=np.float32)
 
 
 def test_what_depends_on_no_draw_is_computed_before(parts):

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 import pytest
 
@@ -13,13 +14,13 @@ def work(function, *arguments):
     return work_of(jax.make_jaxpr(function)(*arguments))
 
 
-X, W = jnp.ones((64, 100)), jnp.ones((100, 50))
+X, W = np.ones((64, 100), np.float32), np.ones((100, 50), np.float32)
 
 
 def test_a_matrix_product_is_counted_by_its_multiplications():
     assert work(lambda x: x @ W, X) == EACH + 64 * 100 * 50 / 8
-    kernel = jnp.ones((3, 3, 4, 8))
-    images = jnp.ones((2, 10, 10, 4))
+    kernel = np.ones((3, 3, 4, 8), np.float32)
+    images = np.ones((2, 10, 10, 4), np.float32)
     found = work(
         lambda x: jax.lax.conv_general_dilated(
             x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -31,10 +32,10 @@ def test_a_matrix_product_is_counted_by_its_multiplications():
 
 def test_a_factorisation_is_called_for_each_matrix():
     def factor(*shape):
-        return work_of(jax.make_jaxpr(jnp.linalg.cholesky)(jnp.ones(shape)))
+        return work_of(jax.make_jaxpr(jnp.linalg.cholesky)(np.ones(shape)))
 
     assert factor(64, 4, 4) > 30 * factor(1, 4, 4)
-    assert factor(1, 4, 4) > 100 + work_of(jax.make_jaxpr(jnp.exp)(jnp.ones((1, 4, 4))))
+    assert factor(1, 4, 4) > 100 + work_of(jax.make_jaxpr(jnp.exp)(np.ones((1, 4, 4))))
 
 
 def test_what_is_computed_twice_counts_once():
@@ -66,8 +67,7 @@ def test_calls_loops_and_branches():
     assert work(lambda x: jax.lax.while_loop(lambda c: c.sum() > 1, step, x), X) > one
 
 
-@pytest.mark.parametrize("estimator", ["stl", "dregs"])
-def test_estimators_cost_what_xla_counts(estimator):
+def test_estimators_cost_what_xla_counts():
     """Against the operations of the compiled gradient, in which networks outweigh all else."""
 
     def total(parameters, posterior_estimator):
@@ -82,12 +82,12 @@ def test_estimators_cost_what_xla_counts(estimator):
         )  # fmt: skip
         return jnp.sum(values)
 
-    parameters = (W, jnp.ones((20, 300)))
+    parameters = (W, np.ones((20, 300), np.float32))
 
     def counted(name):
         function = jax.grad(lambda parameters: total(parameters, name))
         compiled = jax.jit(function).lower(parameters).compile()
         return work(function, parameters), compiled.cost_analysis()["flops"]
 
-    ours, theirs = zip(counted(estimator), counted("naive"), strict=True)
+    ours, theirs = zip(counted("dregs"), counted("naive"), strict=True)
     assert ours[0] / ours[1] == pytest.approx(theirs[0] / theirs[1], rel=0.15)

@@ -7,6 +7,8 @@ import numpy as np
 import numpyro.distributions as dist
 
 import gdregs
+from gdregs.shared.tables import find_posterior_estimator, find_prior_estimator
+from models import POSTERIOR_ESTIMATORS, PRIOR_ESTIMATORS
 
 BATCH, LENGTH, SIZE = 2, 3, 2
 
@@ -68,10 +70,11 @@ class Parts(eqx.Module):
 
 
 def init(seed, length=LENGTH):
-    keys = iter(jax.random.split(jax.random.key(seed), 9))
+    """Parameters in numpy, of the type that the program gives them."""
+    rng = np.random.default_rng(seed)
 
     def normal(*shape):
-        return 0.6 * jax.random.normal(next(keys), shape)
+        return 0.6 * rng.normal(size=shape)
 
     square = (SIZE, SIZE)
     return Parts(
@@ -188,3 +191,15 @@ class Decay(eqx.Module):
 
     def __call__(self, previous, u):
         return dist.Normal(self.factor * previous, self.scale)
+
+
+def rows_of(pairs):
+    """The rows of the tables of pairs of estimators, stacked: one program has all, by `vmap`."""
+    rows = [
+        (
+            find_posterior_estimator(POSTERIOR_ESTIMATORS[posterior]),
+            find_prior_estimator(PRIOR_ESTIMATORS[prior]),
+        )
+        for posterior, prior in pairs
+    ]
+    return jax.tree.map(lambda *numbers: np.array(numbers, float), *rows)
