@@ -147,3 +147,55 @@ def test_one_kept_sample_of_a_chain_longer_than_there_are_samples():
 
     suspects = {"own key": gradient(1), "key of a step": gradient(1, num_samples)}
     assert_unbiased(suspects, gradient(None), jax.random.key(0), biased=("key of a step",))
+
+
+def dropout(key):
+    return lambda z: z * jax.random.bernoulli(key, 0.5, z.shape)
+
+
+def hierarchy(network):
+    def below(a):
+        return dist.Normal(network(a), 1.0)
+
+    return gdregs.Hierarchy(
+        {"a": (dist.Normal(np.zeros(DATAPOINTS), 1.0), ()), "b": (below, ("a",))}
+    )
+
+
+def by_rows(z):
+    """Noise of each sample, in a loop over samples."""
+
+    def row(of):
+        key, value = of
+        return -jnp.square(value) * jax.random.uniform(key, value.shape)
+
+    return jax.lax.map(row, (jax.random.split(KEY, z["b"].shape[0]), z["b"]))
+
+
+NOISY = {
+    "posterior": (hierarchy(dropout(KEY)), hierarchy(jnp.tanh), lambda z: -jnp.square(z["b"])),
+    "prior": (hierarchy(jnp.tanh), hierarchy(dropout(KEY)), lambda z: -jnp.square(z["b"])),
+    "likelihood": (hierarchy(jnp.tanh), hierarchy(jnp.tanh), by_rows),
+}
+
+
+@pytest.mark.parametrize("part", NOISY)
+def test_noise_of_each_sample_is_refused_wherever_it_is_drawn(part):
+    def evaluate(**options):
+        return jax.eval_shape(
+            lambda: gdregs.bound(
+                *NOISY[part], key=KEY, num_samples=K, posterior_estimator="naive",
+                prior_estimator="naive", **options,
+            )
+        )  # fmt: skip
+
+    assert evaluate().shape == (DATAPOINTS,)
+    for options in ({"num_gradient_samples": 2}, {"chunk_size": 4}):
+        with pytest.raises(ValueError, match=f"The {part} draws random numbers of its own"):
+            evaluate(**options)
+        elbo = {"objective": gdregs.ELBO(), **options}
+        if part == "posterior":  # samples of one density, and the values of another
+            with pytest.raises(ValueError, match="The posterior draws random numbers"):
+                evaluate(**elbo)
+        else:
+            evaluate(**elbo)

@@ -239,9 +239,12 @@ def evaluate(
         num_kept = min(kept_at_most, num_kept)
 
     sizes = {model.num_samples, num_kept, model.chunk_size} - {None}
-    if not isinstance(objective, ELBO) and len(sizes) > 1:
+    if len(sizes) > 1:
         z = jax.eval_shape(lambda: model.draw(0, model.num_samples))
-        refuse_new_noise(model.likelihood, z, sizes)
+        refuse_new_noise("posterior", posterior.log_prob, z, sizes)
+        if not isinstance(objective, ELBO):  # which is right on average over the noise
+            refuse_new_noise("prior", prior.log_prob, z, sizes)
+            refuse_new_noise("likelihood", model.likelihood, z, sizes)
     is_whole = num_kept == shape.num_samples or own_path
     look = Look(model, shape, objective, remembers=is_whole and not own_path)
     value = look.value()

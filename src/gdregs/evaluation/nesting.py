@@ -68,11 +68,14 @@ def refuse_inside(*, is_naive: bool) -> None:
     )
 
 
-def refuse_new_noise(likelihood: Callable[[PyTree], Any], z: PyTree, sizes: set[int]) -> None:
-    """An error if the likelihood draws other random numbers for other numbers of samples.
+def refuse_new_noise(
+    part: str, density: Callable[[PyTree], Any], z: PyTree, sizes: set[int]
+) -> None:
+    """An error if a log-density draws other random numbers for other numbers of samples.
 
     Args:
-        likelihood: z -> log p(x|z).
+        part: What it is the density of.
+        density: z -> `[K, *batch]`.
         z: The shapes of the samples, leaves `[K, ...]`.
         sizes: How many samples are evaluated at a time.
     """
@@ -81,26 +84,29 @@ def refuse_new_noise(likelihood: Callable[[PyTree], Any], z: PyTree, sizes: set[
         few = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), z
         )
-        return list(_drawn(jax.make_jaxpr(likelihood)(few).jaxpr))
+        return list(_drawn(jax.make_jaxpr(lambda z: density(z))(few).jaxpr))
 
     shapes = [drawn(size) for size in sorted(sizes)]
     if any(found != shapes[0] for found in shapes):
         raise ValueError(
-            "The likelihood draws random numbers of its own, one for each sample. The backward pass"
+            f"The {part} draws random numbers of its own, one for each sample. The backward pass"
             " runs on other blocks of samples than the look (num_gradient_samples, chunk_size), and"
             " would draw others, so that the gradient is silently biased. Draw them once for all"
             " samples, make them latents, or leave both options out."
         )
 
 
-def _drawn(jaxpr: Any) -> Iterator[tuple[int, ...]]:
-    """The shapes of all random numbers in a program."""
+def _drawn(jaxpr: Any, rounds: tuple[int, ...] = ()) -> Iterator[tuple[int, ...]]:
+    """The shapes of all random numbers in a program, behind the lengths of the loops around."""
     for equation in jaxpr.eqns:
         if equation.primitive.name in DRAWING:
-            yield tuple(equation.outvars[0].aval.shape)
+            yield (*rounds, *equation.outvars[0].aval.shape)
+        inside = rounds
+        if equation.primitive.name == "scan":
+            inside = (*rounds, equation.params["length"])
         for value in jax.tree.leaves(
             list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")
         ):
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
-                yield from _drawn(inner)
+                yield from _drawn(inner, inside)
