@@ -13,91 +13,135 @@ from pyro.infer import SVI, RenyiELBO, Trace_ELBO, autoguide  # noqa: E402
 
 import gdregs.pyro  # noqa: E402
 import gdregs.torch  # noqa: E402
+import torch_means  # noqa: E402
 from pyro_programs import (  # noqa: E402
     DATA,
-    check,
+    assert_unbiased,
+    copies_of,
+    data_plate,
     gradients,
     guide,
     local_guide,
     local_model,
     model,
-)  # fmt: skip
+    parameter,
+)
 
 pytestmark = pytest.mark.usefixtures("clean")
 
-
-@pytest.mark.parametrize(
-    ("programs", "options"),
-    [
-        ((model, guide), {"vectorize_particles": True, "num_gradient_samples": 2}),
-        ((model, guide), {"num_gradient_samples": 2}),
-        ((local_model, local_guide), {"vectorize_particles": True}),
-        (
-            (local_model, local_guide),
-            {"vectorize_particles": True, "num_gradient_samples": 2, "chunk_size": 3},
-        ),
-        ((model, guide), {"objective": gdregs.torch.ELBO(), "vectorize_particles": True}),
-        (
-            (local_model, local_guide),
-            {"objective": gdregs.torch.VRIWAE(0.5), "vectorize_particles": True},
-        ),
-    ],
-    ids=[
-        "global, M < K",
-        "global, one by one",
-        "local",
-        "local, chunks",
-        "ELBO",
-        "VR-IWAE",
-    ],
-)
-def test_gradients_are_unbiased(programs, options):
-    naive = gdregs.pyro.Bound(
-        4, options.get("objective"), "naive", "naive", vectorize_particles=True
-    )
-    reparameterized = gdregs.pyro.Bound(
-        4, posterior_estimator="dregs", prior_estimator="gdregs", **options
-    )
-    found = check(reparameterized, naive, *programs)
-    assert found.unbiased, found
+Bound = gdregs.pyro.Bound
+AT_ONCE = {"vectorize_particles": True}
 
 
-def test_a_biased_estimator_is_caught():
-    naive = gdregs.pyro.Bound(4, None, "naive", "naive", vectorize_particles=True)
-    biased = gdregs.pyro.Bound(4, None, "stl", "naive", vectorize_particles=True)
-    many = (DATA.repeat(50),)
-    assert not check(biased, naive, local_model, local_guide, draws=150, arguments=many).unbiased
+def same_draw(*losses, programs, arguments=(DATA,)):
+    """Each one's loss and gradients, from the same random numbers."""
+    found = []
+    for loss in losses:
+        loss.loss(*programs, *arguments)  # looks at the programs, which takes numbers
+        pyro.set_rng_seed(1)
+        value = loss.loss(*programs, *arguments)
+        pyro.set_rng_seed(1)
+        found.append((value, gradients(loss, *programs, arguments=arguments)))
+    return found
 
 
-def test_the_naive_gradient_is_renyis_and_the_elbos():
+@pytest.mark.parametrize("programs", [(model, guide), (local_model, local_guide)])
+@pytest.mark.parametrize("objective", ["IWAE", "VR-IWAE", "ELBO"])
+def test_gradients_are_unbiased(programs, objective):
+    """Latents in the data's plate and above, all particles at once and one by one, M of them."""
+    objective, biased = {
+        "IWAE": (None, "stl"),
+        "VR-IWAE": (gdregs.torch.VRIWAE(0.5), "stl"),
+        "ELBO": (gdregs.torch.ELBO(), "rws"),  # of which STL is unbiased
+    }[objective]
+    suspects = {
+        name: Bound(4, objective, "dregs", "gdregs", **options)
+        for name, options in {
+            "all": AT_ONCE,
+            "M = 2": {"num_gradient_samples": 2, **AT_ONCE},
+            "M = 2, blocks": {"num_gradient_samples": 2, "chunk_size": 3, **AT_ONCE},
+            "M = 2, one by one": {"num_gradient_samples": 2},
+        }.items()
+    }
+    suspects["biased"] = Bound(4, objective, biased, "naive", **AT_ONCE)
+    naive = Bound(4, objective, "naive", "naive", **AT_ONCE)
+    assert_unbiased(suspects, naive, *programs, biased=["biased"])
+
+
+def test_the_naive_draw_is_renyis_and_the_elbos():
+    renyi = {"num_particles": 4, **AT_ONCE}
     for objective, peer in (
-        (gdregs.torch.IWAE(), RenyiELBO(alpha=0, num_particles=4, vectorize_particles=True)),
-        (gdregs.torch.ELBO(), Trace_ELBO(num_particles=4, vectorize_particles=True)),
+        (gdregs.torch.IWAE(), RenyiELBO(alpha=0, **renyi)),
+        (gdregs.torch.VRIWAE(0.5), RenyiELBO(alpha=0.5, **renyi)),
+        (gdregs.torch.ELBO(), Trace_ELBO(**renyi)),
     ):
-        ours = gdregs.pyro.Bound(4, objective, "naive", "naive", vectorize_particles=True)
-        found = check(ours, peer, model, guide)
-        assert found.unbiased, found
+        ours = Bound(4, objective, "naive", "naive", **AT_ONCE)
+        (value, found), (expected_value, expected) = same_draw(ours, peer, programs=(model, guide))
+        assert value == pytest.approx(expected_value)
+        torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("vectorize", [True, False])
 def test_subsampling_stands_for_the_whole_data(vectorize):
-    whole = gdregs.pyro.Bound(3, vectorize_particles=vectorize)
-    losses = [
-        [whole.loss(local_model, local_guide, DATA, size) for _ in range(400)] for size in (None, 2)
-    ]
-    means = [sum(one) / 400 for one in losses]
-    errors = [torch.tensor(one).std().item() / 20 for one in losses]
-    assert abs(means[0] - means[1]) < 4 * math.hypot(*errors)
-    part = gdregs.pyro.Bound(3, None, "dregs", "gdregs", vectorize_particles=vectorize)
-    naive = gdregs.pyro.Bound(3, None, "naive", "naive", vectorize_particles=vectorize)
-    assert check(part, naive, local_model, local_guide, arguments=(DATA, 2), draws=120).unbiased
+    """Two halves, each of which stands for the whole, on average."""
+    options = {"vectorize_particles": vectorize}
+    whole = Bound(3, None, "naive", "naive", **AT_ONCE)
+    part = Bound(3, None, "dregs", "gdregs", **options)
+    halves = torch.tensor([0, 1]), torch.tensor([2, 3])
+    programs = local_model, local_guide
+    part.loss(*programs, DATA.expand(2, -1), halves[0])
+
+    def draw(copies):
+        data = DATA.expand(copies, -1)
+        one, other = (gradients(part, *programs, arguments=(data, half)) for half in halves)
+        half = [(a + b) / 2 for a, b in zip(one, other, strict=True)]
+        return {"halves": half, "one of them": one}, gradients(whole, *programs, arguments=(data,))
+
+    pyro.clear_param_store()
+    torch_means.assert_unbiased(draw, biased=["one of them"])
+    copies = DATA.expand(2000, -1)
+    losses = torch.tensor(
+        [
+            [
+                whole.loss(*programs, copies),
+                sum(part.loss(*programs, copies, half) for half in halves) / 2,
+            ]
+            for _ in range(8)
+        ]
+    )
+    difference = losses[:, 0] - losses[:, 1]
+    assert difference.mean().abs() < 6 * difference.std() / 8**0.5  # by chance once in 2,000 times
+    assert difference.std() < 0.05 * losses.mean()
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_a_random_subsample_is_the_same_for_both_programs(vectorize):
+    def model(data):
+        centre = pyro.param("centre", torch.full((4,), 0.3))
+        with pyro.plate("data", len(data), subsample_size=2) as index:
+            z = pyro.sample("z", dist.Normal(centre[index], 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=data[index])
+
+    def guide(data):
+        loc = pyro.param("loc", torch.full((4,), 0.1))
+        with pyro.plate("data", len(data), subsample_size=2) as index:
+            pyro.sample("z", dist.Normal(loc[index], 0.6))
+
+    bound = Bound(3, None, "dregs", "gdregs", vectorize_particles=vectorize)
+    seen = set()
+    for _ in range(12):
+        of_guide, of_model = (one != 0 for one in gradients(bound, model, guide))
+        assert of_guide.sum() == 2
+        assert torch.equal(of_guide, of_model)
+        seen.add(tuple(of_guide.tolist()))
+    assert len(seen) > 2
 
 
 def test_a_subsample_inside_of_one_weight_is_refused():
-    bound = gdregs.pyro.Bound(3)
+    bound = Bound(3)
     with pytest.raises(ValueError, match="'data' is subsampled but does not enclose every site"):
         bound.loss(model, guide, DATA, 2)
-    gdregs.pyro.Bound(3, gdregs.torch.ELBO()).loss(model, guide, DATA, 2)
+    Bound(3, gdregs.torch.ELBO()).loss(model, guide, DATA, 2)
 
 
 def masked(program, data):
@@ -105,64 +149,77 @@ def masked(program, data):
         program(data)
 
 
-@pytest.mark.parametrize("objective", [gdregs.torch.ELBO(), gdregs.torch.IWAE()])
-def test_scale_and_mask_are_as_in_pyro(objective):
-    programs = (lambda data: masked(local_model, data)), (lambda data: masked(local_guide, data))
-    is_elbo = isinstance(objective, gdregs.torch.ELBO)
-    peer = (
-        Trace_ELBO(num_particles=4, vectorize_particles=True)
-        if is_elbo
-        else gdregs.pyro.Bound(4, objective, "naive", "naive", vectorize_particles=True)
-    )
-    ours = gdregs.pyro.Bound(4, objective, "dregs", "gdregs", vectorize_particles=True)
-    found = check(ours, peer, *programs)
-    assert found.unbiased, found
+MASKED = (lambda data: masked(local_model, data)), (lambda data: masked(local_guide, data))
+
+
+@pytest.mark.parametrize("biased", ["rws", "stl"], ids=["ELBO", "IWAE"])
+def test_scale_and_mask_are_as_in_pyro(biased):
+    objective = gdregs.torch.ELBO() if biased == "rws" else gdregs.torch.IWAE()
+    naive = Bound(4, objective, "naive", "naive", **AT_ONCE)
+    suspects = {
+        "dregs": Bound(4, objective, "dregs", "gdregs", **AT_ONCE),
+        "biased": Bound(4, objective, biased, "naive", **AT_ONCE),
+    }
+    assert_unbiased(suspects, naive, *MASKED, biased=["biased"])
+    if biased == "rws":
+        peer = Trace_ELBO(num_particles=4, **AT_ONCE)
+        pyro.clear_param_store()
+        (value, found), (expected_value, expected) = same_draw(naive, peer, programs=MASKED)
+        assert value == pytest.approx(expected_value)
+        torch.testing.assert_close(found, expected)
 
 
 def test_what_is_partly_observed():
     is_seen = torch.tensor([True, True, False, False])
 
     def imputed(data):
-        centre = pyro.param("centre", torch.tensor(0.3))
-        with pyro.plate("data", len(data)):
+        centre = parameter("centre", 0.3, data)
+        with pyro.plate("copies", len(data), dim=-2), data_plate(data):
             x = pyro.sample("x", dist.Normal(centre, 1.0), obs=data, obs_mask=is_seen)
             pyro.sample("y", dist.Normal(x, 0.5), obs=data + 0.1)
 
     automatic = autoguide.AutoNormal(imputed)
-    ours = gdregs.pyro.Bound(4, None, "dregs", "gdregs", vectorize_particles=True)
-    naive = gdregs.pyro.Bound(4, None, "naive", "naive", vectorize_particles=True)
-    found = check(ours, naive, imputed, automatic)
-    assert found.unbiased, found
+    suspects = {
+        "dregs": Bound(4, None, "dregs", "gdregs", **AT_ONCE),
+        "biased": Bound(4, None, "stl", "naive", **AT_ONCE),
+    }
+    naive = Bound(4, None, "naive", "naive", **AT_ONCE)
+    assert_unbiased(suspects, naive, imputed, automatic, biased=["biased"])
 
 
 def test_the_default_learns_to_leave_a_pinned_prior_naive():
-    data = torch.randn(50)
+    data = torch.randn(10)
 
     def pinned(data):
-        centre = pyro.param("centre", torch.tensor(0.3))
-        with pyro.plate("data", len(data)):
+        centre = parameter("centre", 0.3, data)
+        with copies_of(data), data_plate(data):
             z = pyro.sample("z", dist.Normal(centre, 1.0))
             pyro.sample("x", dist.Normal(z, 0.05), obs=data)
 
     def exact(data):
-        raw = pyro.param("raw", torch.tensor(0.05))
-        with pyro.plate("data", len(data)):
+        raw = parameter("raw", 0.05, data)
+        with copies_of(data), data_plate(data):
             pyro.sample("z", dist.Normal(data, raw))
 
-    def variance(loss):
-        draws = [gradients(loss, pinned, exact, arguments=(data,))[-1] for _ in range(60)]
-        return torch.stack(draws).var().item()  # of the centre
-
-    auto = gdregs.pyro.Bound(4, vectorize_particles=True)
-    for _ in range(60):
+    auto = Bound(4, **AT_ONCE)
+    for _ in range(40):
         gradients(auto, pinned, exact, arguments=(data,))
     assert abs(auto.auto.strengths[1]) < 0.05
-    naive = gdregs.pyro.Bound(4, None, "naive", "naive", vectorize_particles=True)
-    gdregs_prior = gdregs.pyro.Bound(4, None, "naive", "gdregs", vectorize_particles=True)
-    assert variance(auto) < 2 * variance(naive) < variance(gdregs_prior) / 10
+    pyro.clear_param_store()
+
+    def variance(*estimators):
+        loss = Bound(4, None, *estimators, **AT_ONCE)
+        found = gradients(loss, pinned, exact, arguments=(data.expand(1000, -1),))
+        return found[-1].var().item()  # of the centre
+
+    naive = variance("naive", "naive")
+    assert variance(*auto.auto.estimators) < 2 * naive < variance("naive", "gdregs") / 10
 
 
+@pytest.mark.slow
 def test_svi_trains_and_evaluates():
+    data = DATA.repeat(5)
+
     def local(data):
         centre = pyro.param("centre", torch.tensor(0.0))
         with pyro.plate("data", len(data)):
@@ -176,15 +233,15 @@ def test_svi_trains_and_evaluates():
             pyro.sample("z", dist.Normal(slope * data + offset, 0.7))
 
     svi = SVI(
-        local, amortised, pyro.optim.Adam({"lr": 0.03}),
-        gdregs.pyro.Bound(8, vectorize_particles=True, num_gradient_samples=4),
+        local, amortised, pyro.optim.Adam({"lr": 0.05}),
+        Bound(8, num_gradient_samples=4, **AT_ONCE),
     )  # fmt: skip
-    for _ in range(400):
-        svi.step(DATA)
-    assert abs(pyro.param("centre").item() - DATA.mean().item()) < 0.1
-    exact = -dist.Normal(pyro.param("centre"), math.sqrt(2)).log_prob(DATA).sum().item()
-    assert exact - 1e-6 < svi.evaluate_loss(DATA) + 0.2
-    loss = gdregs.pyro.Bound(8, vectorize_particles=True)(torch.nn.Identity(), torch.nn.Identity())
+    for _ in range(60):
+        svi.step(data)
+    assert abs(pyro.param("centre").item() - data.mean().item()) < 0.1
+    exact = -dist.Normal(pyro.param("centre"), math.sqrt(2)).log_prob(data).sum().item()
+    assert exact - 1 < svi.evaluate_loss(data) < exact + 1
+    loss = Bound(8, **AT_ONCE)(torch.nn.Identity(), torch.nn.Identity())
     assert isinstance(loss, torch.nn.Module)
 
 
@@ -195,7 +252,7 @@ def test_without_latents():
             pyro.sample("x", dist.Normal(centre, 1.0), obs=data)
 
     for vectorize in (True, False):
-        bound = gdregs.pyro.Bound(3, vectorize_particles=vectorize)
+        bound = Bound(3, vectorize_particles=vectorize)
         expected = -dist.Normal(0.0, 1.0).log_prob(DATA).sum().item()
         assert bound.loss(only, lambda data: None, DATA) == pytest.approx(expected)
         (gradient,) = gradients(bound, only, lambda data: None)
@@ -228,9 +285,7 @@ def test_dropout_is_the_same_in_look_and_pull():
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
             pyro.sample("x", dist.Normal(z, 1.0), obs=data)
 
-    ours = gdregs.pyro.Bound(
-        6, None, "dregs", "gdregs", vectorize_particles=True, num_gradient_samples=2
-    )
+    ours = Bound(6, None, "dregs", "gdregs", vectorize_particles=True, num_gradient_samples=2)
     ours.loss(local, amortised, DATA)
     seen.clear()
     gradients(ours, local, amortised)
@@ -254,10 +309,10 @@ def test_noise_of_each_particle_is_refused_where_it_would_change():
         with pyro.plate("data", len(data)):
             pyro.sample("z", dist.Normal(loc, 0.7))
 
-    few = gdregs.pyro.Bound(6, vectorize_particles=True, num_gradient_samples=2)
+    few = Bound(6, vectorize_particles=True, num_gradient_samples=2)
     with pytest.raises(ValueError, match="random numbers of its own"):
         few.loss_and_grads(noisy, local, DATA)
-    gdregs.pyro.Bound(6, vectorize_particles=True).loss_and_grads(noisy, local, DATA)
+    Bound(6, vectorize_particles=True).loss_and_grads(noisy, local, DATA)
 
 
 def test_refusals_name_the_site():
@@ -269,26 +324,26 @@ def test_refusals_name_the_site():
         pyro.sample("c", dist.Bernoulli(0.5))
 
     with pytest.raises(ValueError, match="Site 'c' is a discrete latent"):
-        gdregs.pyro.Bound().loss(discrete, of_discrete, DATA)
+        Bound().loss(discrete, of_discrete, DATA)
     with pytest.raises(ValueError, match="latent site 'level' is missing in the guide"):
-        gdregs.pyro.Bound().loss(model, local_guide, DATA)
+        Bound().loss(model, local_guide, DATA)
     with pytest.raises(ValueError, match="site 'level' is missing in the model"):
-        gdregs.pyro.Bound().loss(local_model, lambda data: (guide(data), local_y(data)), DATA)
+        Bound().loss(local_model, lambda data: (guide(data), local_y(data)), DATA)
     with pytest.raises(ValueError, match="num_particles must be at least 1; got 0"):
-        gdregs.pyro.Bound(0)
+        Bound(0)
     with pytest.raises(ValueError, match="posterior_estimator must be one of"):
-        gdregs.pyro.Bound(2, posterior_estimator="path")
+        Bound(2, posterior_estimator="path")
     with pytest.raises(
         TypeError, match=r"objective must be an instance of a gdregs\.torch\.Objective"
     ):
-        gdregs.pyro.Bound(2, "iwae")
+        Bound(2, "iwae")
 
     def with_factor(data):
         local_guide(data)
         pyro.factor("extra", torch.tensor(0.3), has_rsample=False)
 
     with pytest.raises(ValueError, match="The guide adds the factor 'extra'"):
-        gdregs.pyro.Bound(2, None, "dregs", "naive").loss(local_model, with_factor, DATA)
+        Bound(2, None, "dregs", "naive").loss(local_model, with_factor, DATA)
 
 
 def local_y(data):
@@ -322,6 +377,6 @@ def test_a_rule_of_ones_own():
         z = pyro.sample("z", Shifted(0.0, 1.0))
         pyro.sample("x", dist.Normal(z, 1.0), obs=data.sum())
 
-    bound = gdregs.pyro.Bound(2, None, "dregs", "gdregs")
+    bound = Bound(2, None, "dregs", "gdregs")
     with pytest.raises(TypeError, match="posterior: site 'z': Unknown has no re-expression rule"):
         bound.loss_and_grads(simple, unknown_guide, DATA)

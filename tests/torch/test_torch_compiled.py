@@ -22,6 +22,16 @@ def annotations_are_not_checked(request):
         pytest.skip("annotations are checked, which cannot be compiled: --jaxtyping-packages=")
 
 
+def slow(*case, **options):
+    """A case for every run: each is a program that takes seconds to compile."""
+    return pytest.param(*case, marks=pytest.mark.slow, **options)
+
+
+def nightly(*case, **options):
+    """Another one of the same property."""
+    return pytest.param(*case, marks=pytest.mark.nightly, **options)
+
+
 class Step(torch.nn.Module):
     """Two layers, posterior bottom-up and prior top-down, with a bound that takes any options."""
 
@@ -75,41 +85,50 @@ def hold_against_eager(function, parameters, *, is_whole=True):
         assert theirs.abs().max() > 0
 
 
+NO_PATH = {
+    "posterior_estimator": "rws",
+    "prior_estimator": "naive",
+    "num_gradient_samples": None,
+    "objective": gt.JVI(),
+}
+
+
 @pytest.mark.parametrize(
     "options",
     [
-        {"posterior_estimator": "naive", "prior_estimator": "naive"},
-        {"posterior_estimator": "stl", "prior_estimator": "gdregs-mix"},
-        {},
-        {"posterior_estimator": "rws"},
-        {"posterior_estimator": "rws-dregs"},
-        {"num_gradient_samples": None},
-        {"objective": gt.ELBO(), "posterior_estimator": "stl"},
-        {"objective": gt.JVI()},
+        slow({}, id="dregs"),
+        slow(NO_PATH, id="no path, all samples, JVI"),
+        nightly({"posterior_estimator": "naive", "prior_estimator": "naive"}, id="naive"),
+        nightly({"posterior_estimator": "stl", "prior_estimator": "gdregs-mix"}, id="stl, mix"),
+        nightly({"posterior_estimator": "rws"}, id="rws"),
+        nightly({"posterior_estimator": "rws-dregs"}, id="rws-dregs"),
+        nightly({"num_gradient_samples": None}, id="all samples"),
+        nightly({"objective": gt.ELBO(), "posterior_estimator": "stl"}, id="ELBO"),
     ],
-    ids=["naive", "stl and a mix", "dregs", "rws", "rws-dregs", "all samples", "ELBO", "JVI"],
 )
 def test_a_step_is_one_program(options):
     step = Step()
     hold_against_eager(lambda: step(X, options), list(step.parameters()))
 
 
+ALPHAS = {"prior_estimator": PriorEstimator({"one": 0.3, "two": 0.8})}
+
+
 @pytest.mark.parametrize(
     "options",
     [
-        {"chunk_size": 2},
-        {"chunk_size": 3, "num_gradient_samples": None},
-        {"prior_estimator": PriorEstimator({"one": 0.3, "two": 0.8})},
-        {"prior_estimator": PriorEstimator({"one": 0.3, "two": 0.8}), "num_gradient_samples": None},
+        slow({"chunk_size": 2}, id="blocks"),
+        slow({**ALPHAS, "num_gradient_samples": None}, id="alphas of all samples"),
+        nightly({"chunk_size": 3, "num_gradient_samples": None}, id="blocks of all samples"),
+        nightly(ALPHAS, id="alphas"),
     ],
-    ids=["blocks", "blocks of all samples", "alphas", "alphas of all samples"],
 )
 def test_what_is_decided_on_the_way_back_stays_out_of_the_program(options):
     step = Step()
     hold_against_eager(lambda: step(X, options), list(step.parameters()), is_whole=False)
 
 
-@pytest.mark.parametrize("num_gradient_samples", [3, None])
+@pytest.mark.parametrize("num_gradient_samples", [slow(3), nightly(None)])
 def test_a_generator_stays_out_of_the_program(num_gradient_samples):
     generator = torch.Generator()
     step = Step(generator)
@@ -137,23 +156,26 @@ def double(value):
 @pytest.mark.parametrize(
     ("build", "values", "is_whole"),
     [
-        (dist.Beta, [2.0, 1.4], True),  # draws are moved into a support
-        (dist.LogNormal, [0.3, 0.4], True),
-        (dist.Gamma, [2.5, 1.3], True),  # an implicit path
-        (dist.StudentT, [6.0, 0.2, 0.7], True),  # a path that draws
-        (
+        slow(dist.Beta, [2.0, 1.4], True, id="Beta"),  # draws are moved into a support
+        slow(  # a path that draws, inside of another
             lambda loc, factor, diagonal: dist.Independent(
                 dist.LowRankMultivariateNormal(loc, factor, diagonal), 0
             ),
             [[0.2, -0.4], [[0.6], [0.3]], [0.5, 0.7]],
             True,
+            id="LowRankMultivariateNormal",
         ),
-        (
+        # PyTorch draws it by rejection, in a loop
+        slow(dist.VonMises, [0.4, 1.7], False, id="VonMises"),
+        nightly(dist.LogNormal, [0.3, 0.4], True, id="LogNormal"),
+        nightly(dist.Gamma, [2.5, 1.3], True, id="Gamma"),  # an implicit path
+        nightly(dist.StudentT, [6.0, 0.2, 0.7], True, id="StudentT"),  # a path that draws
+        nightly(
             lambda w, m, s: dist.MixtureSameFamily(dist.Categorical(logits=w), dist.Normal(m, s)),
             [[0.3, -0.2], [-1.0, 1.5], [0.7, 0.5]],
             True,
+            id="mixture",
         ),
-        (dist.VonMises, [0.4, 1.7], False),  # PyTorch draws it by rejection, in a loop
     ],
 )
 def test_families_and_what_their_paths_draw(build, values, is_whole):
@@ -170,6 +192,7 @@ def test_families_and_what_their_paths_draw(build, values, is_whole):
     hold_against_eager(function, posterior + prior, is_whole=is_whole)
 
 
+@pytest.mark.slow
 def test_weights_of_zero_add_nothing():
     loc, mean = double([0.3, -0.2]), double([0.1, 0.2])
 

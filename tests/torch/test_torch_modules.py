@@ -67,6 +67,7 @@ def gradients(model, x=X, seed=2, **options):
 
 
 # PyTorch's own, of what its compiler looks at.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("is_compiled_before", [False, True])
 def test_compiled_networks_have_the_same_gradient(is_compiled_before, monkeypatch):
