@@ -22,12 +22,14 @@ def decided(rows, sign=None):
 
 
 def test_looks_err_seldom_together():
-    """1,000 rows without a difference, read at 3, 4, 5 and 10 seeds: at most 5% are decided."""
-    draws = np.random.default_rng(0).normal(size=(1000, 10))
-    wrong = {count: decided(draws[:, :count]) for count in (3, 4, 5, 10)}
-    assert wrong[3] == wrong[4] <= wrong[5] <= wrong[10]
-    assert wrong[3] == pytest.approx(0.01, abs=3 * 0.0031)
-    assert 0.02 < wrong[10] < 0.05 + 3 * 0.0069
+    """500 rows without a difference, read at 3, 4, 5 and 10 seeds: at most 5% are decided."""
+    draws = np.random.default_rng(0).normal(size=(500, 10))
+    wrong = {count: decided(draws[:, :count]) for count in (3, 10)}
+    assert wrong[3] <= wrong[10]
+    assert wrong[3] == pytest.approx(0.01, abs=3 * 0.0044)
+    assert 0.02 < wrong[10] < 0.05 + 3 * 0.0097
+    few = draws[:100]
+    assert decided(few[:, :3]) == decided(few[:, :4]) <= decided(few[:, :5])
 
 
 def test_of_several_parts_all_have_to_be_above_and_one_below():
@@ -39,13 +41,13 @@ def test_of_several_parts_all_have_to_be_above_and_one_below():
 
 def test_parts_err_no_more_often_than_one_difference():
     """Each wrong verdict is one-sided, so that 2.5% is what the looks allow."""
-    draws = np.random.default_rng(1).normal(size=(1000, 4, 10))
+    draws = np.random.default_rng(1).normal(size=(500, 4, 10))
     far_above = np.array([0.0, 100.0, 100.0, 100.0])[:, None]
-    assert 0.01 < decided(draws + far_above, sign=1) < 0.025 + 3 * 0.0049
-    assert 0.002 < decided(draws, sign=-1) < 0.025 + 3 * 0.0049
+    assert 0.01 < decided(draws + far_above, sign=1) < 0.025 + 3 * 0.007
+    assert 0.002 < decided(draws, sign=-1) < 0.025 + 3 * 0.007
     # Each part by itself is below as often as that, and any of the four more often.
-    by_itself = [[group_sequential([part])[0][1] == -1 for part in row] for row in draws[:300]]
-    assert np.any(by_itself, axis=1).mean() > 0.025 + 3 * 0.009
+    by_itself = [[group_sequential([part])[0][1] == -1 for part in row] for row in draws[:200]]
+    assert np.any(by_itself, axis=1).mean() > 0.025 + 3 * 0.011
 
 
 def statement(values, **limits):

@@ -71,7 +71,7 @@ def test_jackknife_gives_the_error_of_a_mean_and_removes_bias():
 def test_bootstrap_gives_the_error_of_a_median():
     rng = np.random.default_rng(3)
     errors, medians = [], []
-    for _ in range(200):
+    for _ in range(80):
         values = rng.normal(5, 2, size=41)
         found = bootstrap(lambda groups, values=values: np.median(values[groups]), 41)
         assert found.value == np.median(values)
