@@ -20,13 +20,14 @@ v once more, and what later blocks send back along the path is left as it is.
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from gdregs.chain import Chain
 from gdregs.evaluation.resampling import take_rows
-from gdregs.reexpression.paths import align, with_path
+from gdregs.reexpression.paths import align, refuse_captured, with_path
 from gdregs.reexpression.reexpress import reexpress
 from gdregs.sequences.paths import stopped
 from gdregs.sequences.walk import after, at
@@ -71,7 +72,8 @@ def fivo(
 
     Raises:
         TypeError: If posterior or prior is not a Chain.
-        ValueError: If they have masks, states, other directions or lengths, or a number is below 1.
+        ValueError: If they have masks, states, other directions or lengths, or a number is below 1;
+            on differentiation, if a transition hides parameters in a closure.
 
     Example:
         >>> import gdregs, jax, jax.numpy as jnp, numpyro.distributions as dist
@@ -140,6 +142,16 @@ def _step(chain: Chain, previous: Array | None, step: PyTree) -> Any:
     if previous is not None:
         return chain.transition(previous, step)
     return chain.initial if hasattr(chain.initial, "log_prob") else chain.initial(step)
+
+
+def _stopped_density(name: str, chain: Chain, previous: Array, step: PyTree, z: Array) -> Array:
+    """The log-density of a latent, of which only the latents are live; refuses what hides."""
+    parameters, rest = eqx.partition(chain, eqx.is_inexact_array)
+
+    def evaluate(parameters: Any, previous: Array, z: Array) -> Array:
+        return _step(eqx.combine(parameters, rest), previous, stopped(step)).log_prob(z)
+
+    return refuse_captured(evaluate, name)(jax.lax.stop_gradient(parameters), previous, z)
 
 
 def _densities(parts: Any, likelihood: Likelihood, z: Array, previous: Any, steps: Any) -> Any:
@@ -239,8 +251,8 @@ def _pull(model: Any, likelihood: Likelihood, rows: Any, z, before, ancestors, v
         if path_before is not None:
             # Within a block a latent before is one of the block's own; across, a parameter.
             outer = jnp.where(inside, jax.lax.stop_gradient(path_before), path_before)
-            moved = _step(fixed_prior, path_before, stopped(u_p)).log_prob(z)
-            log_q = _step(fixed_posterior, path_before, stopped(u_q)).log_prob(z)
+            moved = _stopped_density("prior", prior, path_before, u_p, z)
+            log_q = _stopped_density("posterior", posterior, path_before, u_q, z)
             found = found + _weighed(v * jnp.where(inside, share, 1), moved)
             found = found - _weighed(v * jnp.where(inside, share, 0), log_q)
         if not _is_nothing(posterior_row.density):
