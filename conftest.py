@@ -2,8 +2,20 @@
 
 from importlib.util import find_spec
 
+import pytest
+
+LONG_EXAMPLES = ("src/gdregs/vae/", "src/gdregs/papers/", "src/gdregs/numpyro/", "src/gdregs/auto.py")
+"""Docstrings that train; an example has no place for a mark of its own."""
+
 collect_ignore_glob = []
 if not find_spec("torch"):
     collect_ignore_glob += ["src/gdregs/torch/*", "docs/pytorch.md"]
 if not find_spec("pyro"):
     collect_ignore_glob += ["src/gdregs/pyro/*", "docs/pyro.md"]
+
+
+def pytest_collection_modifyitems(items):
+    """Examples that train are slow."""
+    for item in items:
+        if item.nodeid.startswith(LONG_EXAMPLES):
+            item.add_marker(pytest.mark.slow)
