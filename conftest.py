@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 import pytest
 
-LONG_EXAMPLES = ("src/gdregs/vae/", "src/gdregs/papers/", "src/gdregs/numpyro/", "src/gdregs/auto.py")
+LONG_EXAMPLES = tuple(f"src/gdregs/{name}" for name in ("vae/", "papers/", "numpyro/", "auto.py"))
 """Docstrings that train; an example has no place for a mark of its own."""
 
 collect_ignore_glob = []
