@@ -60,10 +60,37 @@ class Family(NamedTuple):
     parameters: tuple
     cdf: Callable = lambda distribution, z: distribution.cdf(z)  # where numpyro's does not do
     sample: Callable = lambda distribution, key: distribution.sample(key, (64,))
+    """Any values of the support will do."""
 
 
 SCALE = Positive(0.1, 10)
 SHAPE = Positive(0.05, 100)
+
+
+def _gamma(key, concentration):
+    """64 numbers near a gamma's: the compiler takes seconds for the loop that rejects."""
+    normal, uniform = jax.random.split(key)
+    a = concentration + 1
+    cube = 1 - 1 / (9 * a) + jax.random.normal(normal, (64,)) / (3 * jnp.sqrt(a))
+    larger = a * jnp.maximum(cube, 0.1) ** 3
+    return larger * jax.random.uniform(uniform, (64,), minval=1e-3) ** (1 / concentration)
+
+
+def _beta(key, one, other):
+    """64 numbers near a beta's, as `_gamma`."""
+    one, other = (_gamma(k, c) for k, c in zip(jax.random.split(key), (one, other), strict=True))
+    return one / (one + other)
+
+
+def _t(key, df):
+    """64 numbers near a t's, as `_gamma`."""
+    noise, spread = jax.random.split(key)
+    return jax.random.normal(noise, (64,)) / jnp.sqrt(2 * _gamma(spread, df / 2) / df)
+
+
+def _each(parameter):
+    """A component of a mixture for each of 64 numbers."""
+    return parameter[np.arange(64) % len(parameter)]
 
 
 def _mixture(component):
@@ -121,12 +148,34 @@ SCALARS = {
         lambda a: dist.DoublyTruncatedPowerLaw(a, 0.5, 4.0), (Real(3.0),)
     ),
     "Pareto": Family(lambda a: dist.Pareto(2.0, a), (Positive(0.2, 5),)),
-    "Gamma": Family(dist.Gamma, (SHAPE, SCALE)),
-    "InverseGamma": Family(dist.InverseGamma, (Positive(0.3, 30), SCALE)),
-    "Chi2": Family(dist.Chi2, (Positive(0.3, 100),)),
-    "Beta": Family(dist.Beta, (SHAPE, SHAPE)),
-    "BetaProportion": Family(dist.BetaProportion, (Unit(), Positive(1, 100))),
-    "StudentT": Family(dist.StudentT, (Positive(0.5, 50), Real(), SCALE)),
+    "Gamma": Family(
+        dist.Gamma,
+        (SHAPE, SCALE),
+        sample=lambda p, key: _gamma(key, p.concentration) / p.rate,
+    ),
+    "InverseGamma": Family(
+        dist.InverseGamma,
+        (Positive(0.3, 30), SCALE),
+        sample=lambda p, key: p.rate / _gamma(key, p.concentration),
+    ),
+    "Chi2": Family(
+        dist.Chi2, (Positive(0.3, 100),), sample=lambda p, key: 2 * _gamma(key, p.df / 2)
+    ),
+    "Beta": Family(
+        dist.Beta,
+        (SHAPE, SHAPE),
+        sample=lambda p, key: _beta(key, p.concentration1, p.concentration0),
+    ),
+    "BetaProportion": Family(
+        dist.BetaProportion,
+        (Unit(), Positive(1, 100)),
+        sample=lambda p, key: _beta(key, p.concentration1, p.concentration0),
+    ),
+    "StudentT": Family(
+        dist.StudentT,
+        (Positive(0.5, 50), Real(), SCALE),
+        sample=lambda p, key: p.loc + p.scale * _t(key, p.df),
+    ),
     "LogNormal": Family(dist.LogNormal, (Real(2.0), Positive(0.1, 2))),
     "RelaxedBernoulli": Family(
         lambda a, b: dist.RelaxedBernoulliLogits(a, b), (Positive(0.3, 3), Real(2.0))
@@ -146,21 +195,34 @@ SCALARS = {
     "Gamma truncated": Family(
         lambda a, b: dist.TwoSidedTruncatedGamma(dist.Gamma(a, b), low=0.5, high=3.0),
         (Positive(0.3, 10), Positive(0.3, 5)),
+        sample=lambda _, key: jax.random.uniform(key, (64,), minval=0.5, maxval=3.0),
     ),
     "Mixture of Normals": Family(
         _mixture(dist.Normal), (Real(2.0, (3,)), Real(2.0, (3,)), Positive(0.3, 3, (3,)))
     ),
     "Mixture of Gammas": Family(
-        _mixture(dist.Gamma), (Real(2.0, (2,)), Positive(0.3, 30, (2,)), Positive(0.3, 3, (2,)))
+        _mixture(dist.Gamma),
+        (Real(2.0, (2,)), Positive(0.3, 30, (2,)), Positive(0.3, 3, (2,))),
+        sample=lambda p, key: (
+            _gamma(key, _each(p.component_distribution.concentration))
+            / _each(p.component_distribution.rate)
+        ),
     ),
     "Mixture of Betas": Family(
-        _mixture(dist.Beta), (Real(2.0, (2,)), Positive(0.3, 30, (2,)), Positive(0.3, 30, (2,)))
+        _mixture(dist.Beta),
+        (Real(2.0, (2,)), Positive(0.3, 30, (2,)), Positive(0.3, 30, (2,))),
+        sample=lambda p, key: _beta(
+            key,
+            _each(p.component_distribution.concentration1),
+            _each(p.component_distribution.concentration0),
+        ),
     ),
     "Mixture of families": Family(
         lambda logits, a, b: dist.MixtureGeneral(
             dist.Categorical(logits=logits), [dist.Normal(a, b), dist.StudentT(3.0, b, b)]
         ),
         (Real(2.0, (2,)), Real(), Positive(0.5, 3)),
+        sample=lambda _, key: 3 * _t(key, 3.0),
     ),
     "Folded Normal": Family(
         lambda a, b: dist.FoldedDistribution(dist.Normal(a, b)),
@@ -183,6 +245,9 @@ SCALARS = {
             ],
         ),
         (Positive(0.5, 10), SCALE, Positive(0.5, 2)),
+        sample=lambda p, key: p.transforms[1](
+            p.transforms[0](_gamma(key, p.base_dist.concentration))
+        ),
     ),
 }
 
@@ -257,24 +322,13 @@ FAMILIES = SCALARS | VECTORS
 
 
 def draw_parameters(family: Family, seed: int):
-    """Parameters in their ranges, float64."""
+    """Parameters in their ranges, float64 of numpy."""
     rng = np.random.default_rng(seed)
     return tuple(
-        jnp.asarray(parameter(rng.uniform(size=parameter.shape))) for parameter in family.parameters
+        np.asarray(parameter(rng.uniform(size=parameter.shape))) for parameter in family.parameters
     )
 
 
 def reexpressed(family: Family, z):
     """The map from the parameters to z re-expressed."""
     return lambda *parameters: gdregs.reexpress(family.make(*parameters), z)
-
-
-def jitted(family: Family):
-    """Samples, and the tangent of re-expression along given tangents, compiled once."""
-
-    def run(key, parameters, tangents):
-        z = family.sample(family.make(*parameters), key)
-        value, tangent = jax.jvp(reexpressed(family, z), parameters, tangents)
-        return z, value, tangent
-
-    return jax.jit(run)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpyro.distributions import transforms
@@ -11,33 +12,23 @@ import gdregs
 import models
 import reference
 
-LOC = jnp.array([[0.3, -1.2, 2.0], [0.1, 0.0, -0.7]])
-SCALE = jnp.array([[0.5, 1.5, 0.8], [2.0, 0.3, 1.1]])
-TRIL = jnp.array([[1.0, 0.0, 0.0], [0.4, 0.7, 0.0], [-0.3, 0.2, 1.3]])
+LOC = np.array([[0.3, -1.2, 2.0], [0.1, 0.0, -0.7]])
+SCALE = np.array([[0.5, 1.5, 0.8], [2.0, 0.3, 1.1]])
+TRIL = np.array([[1.0, 0.0, 0.0], [0.4, 0.7, 0.0], [-0.3, 0.2, 1.3]])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def unvalidated():
+    """numpyro would look at concrete arguments one operation at a time."""
+    with numpyro.validation_enabled(False):
+        yield
+
 
 CONSTRUCTORS = {
-    **{
-        family.__name__: (family, (LOC, SCALE))
-        for family in (
-            dist.Cauchy,
-            dist.Gumbel,
-            dist.Laplace,
-            dist.Logistic,
-            dist.Normal,
-            dist.SoftLaplace,
-            dist.LogNormal,
-        )
-    },
-    "HalfNormal": (dist.HalfNormal, (SCALE,)),
-    "HalfCauchy": (dist.HalfCauchy, (SCALE,)),
-    "Exponential": (dist.Exponential, (SCALE,)),
-    "MultivariateNormal": (
-        lambda loc, tril: dist.MultivariateNormal(loc, scale_tril=jnp.tril(tril)),
-        (LOC, TRIL),
-    ),
+    "Normal": (dist.Normal, (LOC, SCALE)),
     "MultivariateNormal, batch of scales": (
         lambda loc, tril: dist.MultivariateNormal(loc, scale_tril=jnp.tril(tril)),
-        (LOC, jnp.stack([TRIL, 2 * TRIL])),
+        (LOC, np.stack([TRIL, 2 * TRIL])),
     ),
     "MultivariateNormal, covariance": (
         lambda loc, tril: dist.MultivariateNormal(loc, covariance_matrix=tril @ tril.T),
@@ -85,94 +76,107 @@ CONSTRUCTORS = {
 @pytest.mark.parametrize("build", CONSTRUCTORS.values(), ids=CONSTRUCTORS.keys())
 def test_value_is_bitwise_and_derivative_is_the_samplers(float64, build):
     make, parameters = build
-    parameters = [jnp.asarray(p, jnp.float64) for p in parameters]
-    key = jax.random.key(0)
-    z = make(*parameters).sample(key, (6,))
-    again, derivative = jax.vjp(lambda *p: gdregs.reexpress(make(*p), z), *parameters)
-    np.testing.assert_array_equal(again.view(jnp.uint64), z.view(jnp.uint64))
-    _, expected = jax.vjp(lambda *p: make(*p).sample(key, (6,)), *parameters)
-    cotangent = jax.random.normal(jax.random.key(1), z.shape, z.dtype)
-    for a, b in zip(derivative(cotangent), expected(cotangent), strict=True):
+
+    @jax.jit
+    def run(parameters):
+        key = jax.random.key(0)
+        z, expected = jax.vjp(lambda p: make(*p).sample(key, (6,)), parameters)
+        again, derivative = jax.vjp(lambda p: gdregs.reexpress(make(*p), z), parameters)
+        cotangent = jnp.cos(3 * jnp.arange(z.size, dtype=z.dtype)).reshape(z.shape)
+        return z, again, derivative(cotangent), expected(cotangent)
+
+    z, again, derivative, expected = jax.device_get(run(parameters))
+    np.testing.assert_array_equal(again.view(np.uint64), z.view(np.uint64))
+    for a, b in zip(*map(jax.tree.leaves, (derivative, expected)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-9)
-        assert jnp.any(b != 0)
+        assert np.any(b != 0)
 
 
-@pytest.mark.parametrize("value", [0.0, -0.0, 1e-38, 3.4e38, jnp.inf, -jnp.inf, jnp.nan])
-def test_extreme_values_stay_bitwise(value):
-    z = jnp.array([value], jnp.float32)
-    for compile_ in (jax.jit, lambda f: f):
-        again = compile_(lambda loc: gdregs.reexpress(dist.Normal(loc, 3.0), z))(0.7)
-        np.testing.assert_array_equal(again.view(jnp.uint32), z.view(jnp.uint32))
+def test_extreme_values_stay_bitwise():
+    z = np.float32([0.0, -0.0, 1e-38, 3.4e38, np.inf, -np.inf, np.nan])
+    again = jax.jit(lambda loc, z: gdregs.reexpress(dist.Normal(loc, 3.0), z))(0.7, z)
+    again = np.asarray(again)
+    np.testing.assert_array_equal(again.view(np.uint32), z.view(np.uint32))
 
 
 def test_no_gradient_flows_into_the_sample():
     gradient = jax.grad(lambda z: gdregs.reexpress(dist.Normal(1.0, z[0] * 0 + 2.0), z)[0])
-    np.testing.assert_array_equal(gradient(jnp.ones(2)), 0)
+    np.testing.assert_array_equal(jax.jit(gradient)(np.ones(2)), 0)
 
 
 def test_hierarchy_moves_children_along_with_their_parents(float64):
-    _, theta, _, _ = reference.init(jax.random.key(3))
-    prior = models.prior(theta)
-    z = prior.sample(jax.random.key(1), (4, 3))
-
     def total(path):
         return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(path))
 
-    actual = jax.grad(lambda t: total(gdregs.reexpress(models.prior(t), z)))(theta)
-    expected = jax.grad(lambda t: total(reference.path(t, reference.PRIOR, z)))(theta)
+    @jax.jit
+    def run(theta):
+        z = models.prior(theta).sample(jax.random.key(1), (4, 3))
+        actual = jax.grad(lambda t: total(gdregs.reexpress(models.prior(t), z)))(theta)
+        expected = jax.grad(lambda t: total(reference.path(t, reference.PRIOR, z)))(theta)
+        return actual, expected, z, gdregs.reexpress(models.prior(theta), z)
+
+    actual, expected, z, again = run(reference.init(jax.random.key(3))[1])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), actual, expected)
-    again = gdregs.reexpress(prior, z)
     jax.tree.map(np.testing.assert_array_equal, again, z)
 
 
+def path_of(make):
+    """What asks for a path of five samples of a distribution."""
+
+    def run():
+        distribution = make()
+        return gdregs.reexpress(distribution, jnp.ones((5, *distribution.shape())))
+
+    return run
+
+
 @pytest.mark.parametrize(
-    "distribution",
+    "make",
     [
-        dist.Poisson(jnp.array(2.0)),
-        dist.VonMises(jnp.array(2.0), 1.0),
-        dist.Poisson(jnp.ones(2)).to_event(1),
-        dist.TransformedDistribution(
+        lambda: dist.Poisson(jnp.array(2.0)),
+        lambda: dist.VonMises(jnp.array(2.0), 1.0),
+        lambda: dist.Poisson(jnp.ones(2)).to_event(1),
+        lambda: dist.TransformedDistribution(
             dist.VonMises(jnp.ones(2), 1.0), transforms.AffineTransform(0.0, 2.0)
         ),
     ],
-    ids=lambda d: type(d).__name__,
+    ids=["Poisson", "VonMises", "Independent", "Transformed"],
 )
-def test_other_families_are_refused_by_name(distribution):
+def test_other_families_are_refused_by_name(make):
     with pytest.raises(TypeError, match=r"has no re-expression rule\. Rules exist for .*Normal"):
-        gdregs.reexpress(distribution, jnp.ones((3, *distribution.shape())))
+        jax.eval_shape(path_of(make))
 
 
 @pytest.mark.parametrize(
-    "distribution",
+    "make",
     [
-        dist.MixtureSameFamily(
-            dist.Categorical(logits=jnp.ones(2)), dist.Wishart(jnp.ones(2) * 4, jnp.eye(2))
-        ),
-        dist.MixtureSameFamily(
-            dist.Categorical(logits=jnp.ones(2)), dist.Dirichlet(jnp.ones((2, 3)))
-        ),
-        dist.MixtureGeneral(
-            dist.Categorical(logits=jnp.ones(2)), [dist.Normal(0, jnp.ones(2)).to_event(1)] * 2
-        ),
-        dist.MixtureSameFamily(dist.Categorical(logits=jnp.ones(2)), dist.Poisson(jnp.ones(2))),
+        lambda of: dist.MixtureSameFamily(of, dist.Wishart(jnp.ones(2) * 4, jnp.eye(2))),
+        lambda of: dist.MixtureSameFamily(of, dist.Dirichlet(jnp.ones((2, 3)))),
+        lambda of: dist.MixtureGeneral(of, [dist.Normal(0, jnp.ones(2)).to_event(1)] * 2),
+        lambda of: dist.MixtureSameFamily(of, dist.Poisson(jnp.ones(2))),
     ],
     ids=["matrices", "Dirichlet", "general", "discrete"],
 )
-def test_other_mixtures_are_refused(distribution):
+def test_other_mixtures_are_refused(make):
     with pytest.raises(TypeError, match="has no re-expression rule"):
-        gdregs.reexpress(distribution, jnp.ones((5, *distribution.shape())))
+        jax.eval_shape(path_of(lambda: make(dist.Categorical(logits=jnp.ones(2)))))
 
 
 def test_a_transform_without_inverse_is_refused():
-    folded = dist.TransformedDistribution(dist.Normal(jnp.zeros(2), 1.0), transforms.AbsTransform())
+    def folded():
+        return dist.TransformedDistribution(
+            dist.Normal(jnp.zeros(2), 1.0), transforms.AbsTransform()
+        )
+
     with pytest.raises(TypeError, match="its transform AbsTransform is not invertible"):
-        gdregs.reexpress(folded, jnp.ones((3, 2)))
+        jax.eval_shape(path_of(folded))
 
 
 def test_a_distribution_without_parameters_needs_no_rule():
-    z = jnp.array([0.3, 0.4])
-    np.testing.assert_array_equal(gdregs.reexpress(dist.Gamma(2.0, 1.0), z), z)
-    np.testing.assert_array_equal(gdregs.reexpress(dist.Uniform(), z), z)
+    z = np.float32([0.3, 0.4])
+    for distribution in (dist.Gamma(2.0, 1.0), dist.Uniform()):
+        found = jax.jit(lambda z, d=distribution: gdregs.reexpress(d, z))(z)
+        np.testing.assert_array_equal(found, z)
 
 
 def test_a_parameter_hidden_in_a_distribution_without_leaves_is_refused():
@@ -184,18 +188,19 @@ def test_a_parameter_hidden_in_a_distribution_without_leaves_is_refused():
             return -((z - self.loc) ** 2)
 
     with pytest.raises(ValueError, match="Hidden uses a parameter that is being differentiated"):
-        jax.grad(lambda loc: gdregs.reexpress(Hidden(loc), jnp.ones(3))[0])(1.0)
-    assert gdregs.reexpress(Hidden(1.0), jnp.ones(3)).shape == (3,)
+        jax.eval_shape(jax.grad(lambda loc: gdregs.reexpress(Hidden(loc), jnp.ones(3))[0]), 1.0)
+    path = jax.eval_shape(lambda z: gdregs.reexpress(Hidden(1.0), z), np.ones(3))
+    assert path.shape == (3,)
 
 
 def test_the_shape_must_be_that_of_samples():
-    for distribution in (
-        dist.Normal(jnp.zeros((4, 2)), 1.0),
-        dist.Normal(jnp.zeros((4, 2)), 1.0).to_event(1),
-        dist.Normal(jnp.zeros(2), 1.0).expand([4, 2]),
+    for make in (
+        lambda: dist.Normal(jnp.zeros((4, 2)), 1.0),
+        lambda: dist.Normal(jnp.zeros((4, 2)), 1.0).to_event(1),
+        lambda: dist.Normal(jnp.zeros(2), 1.0).expand([4, 2]),
     ):
         with pytest.raises(ValueError, match="is not a batch of samples"):
-            gdregs.reexpress(distribution, jnp.zeros((5, 2)))
+            jax.eval_shape(lambda make=make: gdregs.reexpress(make(), jnp.zeros((5, 2))))
 
 
 def test_users_add_rules_of_their_own(float64):
@@ -211,5 +216,5 @@ def test_users_add_rules_of_their_own(float64):
     def _(distribution, z):
         return gdregs.with_path(z, distribution.loc + jax.lax.stop_gradient(z - distribution.loc))
 
-    gradient = jax.grad(lambda loc: gdregs.reexpress(Shifted(loc), jnp.array(3.0)))(1.0)
+    gradient = jax.jit(jax.grad(lambda loc: gdregs.reexpress(Shifted(loc), np.array(3.0))))(1.0)
     assert gradient == 1
