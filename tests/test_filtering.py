@@ -143,3 +143,29 @@ def test_what_is_refused():
             gdregs.fivo(posterior, prior, likelihood, X, resample_every=0, **options)
 
     jax.eval_shape(refusals)
+
+
+@pytest.mark.parametrize("options", [{}, {"posterior_estimator": "naive"}, {"resample_every": 2}])
+def test_a_parameter_that_hides_in_a_transition_is_refused(options):
+    """It would be counted twice: in the live density, and in the one whose parameters are not."""
+
+    def slope(hide, factor):
+        def step(factor, z, u):
+            return dist.Normal(factor * z, 0.5)
+
+        transition = (
+            (lambda z, u: step(factor, z, u)) if hide else jax.tree_util.Partial(step, factor)
+        )
+        posterior, prior = chains(PARAMETERS, X)
+        prior = gdregs.Chain(prior.initial, transition, length=T)
+        with jax.numpy_rank_promotion("allow"):
+            return jnp.sum(
+                gdregs.fivo(
+                    posterior, prior, lambda z, x: -((z - x) ** 2), X, key=jax.random.key(0),
+                    num_samples=4, **options,
+                )
+            )  # fmt: skip
+
+    jax.eval_shape(jax.grad(lambda factor: slope(False, factor)), 0.7)
+    with pytest.raises(ValueError, match="The prior uses a parameter that is being differ"):
+        jax.eval_shape(jax.grad(lambda factor: slope(True, factor)), 0.7)
