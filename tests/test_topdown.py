@@ -136,12 +136,11 @@ def assert_close(found, expected, **options):
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "kept"),
     [
-        ("iwae", 2),
-        ("own", None),
+        pytest.param("iwae", 2, marks=pytest.mark.slow),
+        pytest.param("own", None, marks=pytest.mark.slow),
         *(
             pytest.param(name, None, marks=pytest.mark.nightly)
             for name in OBJECTIVES
