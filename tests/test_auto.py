@@ -1,7 +1,5 @@
 """The mix that is measured: rows of the table, unbiased steps, strengths of least variance."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,72 +10,71 @@ import gdregs
 import models
 import reference
 from gdregs.auto import SETTLING, _best
+from means import assert_unbiased
 
 KEY = jax.random.key(5)
 
 
 @pytest.mark.parametrize(
     "options",
-    [
-        {},
-        pytest.param({"num_gradient_samples": 3}, marks=pytest.mark.slow),
-        pytest.param({"chunk_size": 4}, marks=pytest.mark.slow),
-    ],
-    ids=["all", "M = 3", "chunks"],
+    [{}, pytest.param({"num_gradient_samples": 3}, marks=pytest.mark.slow)],
+    ids=["all", "M = 3"],
 )
 def test_a_mix_is_the_mix_of_the_two_draw_by_draw(float64, options):
-    phi, theta, lam, x = reference.init(jax.random.key(1))
-
-    def gradient(posterior_estimator):
-        def total(phi, theta, lam):
-            return models.total_bound(
-                phi,
-                theta,
-                lam,
-                x,
-                key=KEY,
-                num_samples=9,
-                posterior_estimator=posterior_estimator,
-                **options,
-            )
-
-        return jax.grad(total, argnums=(0, 1, 2))(phi, theta, lam)
+    *parameters, x = reference.init(1, latents="ab")
 
     @jax.jit
-    def run(beta):
-        mixed = gradient(gdregs.mixed_dregs(beta))
-        return mixed, gradient(gdregs.mixed_dregs(0.3)), gradient("naive"), gradient("dregs")
+    def run(beta, rows):
+        def gradient(posterior_estimator):
+            def total(parameters):
+                return models.total_bound(
+                    *parameters,
+                    x,
+                    key=KEY,
+                    num_samples=9,
+                    posterior_estimator=posterior_estimator,
+                    **options,
+                )
 
-    traced, number, naive, dregs = run(0.3)
-    expected = jax.tree.map(lambda a, b: 0.7 * a + 0.3 * b, naive, dregs)
-    for found in (traced, number):
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10, rtol=1e-10), found, expected
-        )
+            return jax.grad(total)(parameters)
+
+        return gradient(gdregs.mixed_dregs(beta)), jax.vmap(gradient)(rows)
+
+    rows, _ = models.rows_of([("naive", "gdregs"), ("dregs", "gdregs")])
+    mixed, of_both = jax.device_get(run(0.3, rows))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, 0.7 * b[0] + 0.3 * b[1], atol=1e-10, rtol=1e-10),
+        mixed,
+        of_both,
+    )
 
 
 def test_a_mix_on_a_posteriors_own_path(float64):
     """Without a re-expression rule the sampler is the path, of both halves."""
-    x = jnp.array([0.3, -0.5])
+    x = np.array([0.3, -0.5])
 
-    def gradient(estimator):
-        def total(phi):
-            posterior = models.OwnSampler(phi * jnp.ones(2), 0.8 * jnp.ones(2))
-            prior, likelihood = dist.Normal(jnp.zeros(2), 1.0), dist.Normal(x, 1.0)
-            return jnp.sum(
-                gdregs.bound(
-                    posterior,
-                    prior,
-                    lambda z: likelihood.log_prob(z),
-                    key=KEY,
-                    num_samples=4,
-                    posterior_estimator=estimator,
+    @jax.jit
+    def run(phi):
+        def gradient(estimator):
+            def total(phi):
+                posterior = models.OwnSampler(phi * jnp.ones(2), 0.8 * jnp.ones(2))
+                prior, likelihood = dist.Normal(jnp.zeros(2), 1.0), dist.Normal(x, 1.0)
+                return jnp.sum(
+                    gdregs.bound(
+                        posterior,
+                        prior,
+                        lambda z: likelihood.log_prob(z),
+                        key=KEY,
+                        num_samples=4,
+                        posterior_estimator=estimator,
+                    )
                 )
-            )
 
-        return jax.grad(total)(0.4)
+            return jax.grad(total)(phi)
 
-    mixed, naive, dregs = map(gradient, (gdregs.mixed_dregs(0.3), "naive", "dregs"))
+        return [gradient(one) for one in (gdregs.mixed_dregs(0.3), "naive", "dregs")]
+
+    mixed, naive, dregs = map(float, run(0.4))
     np.testing.assert_allclose(mixed, 0.7 * naive + 0.3 * dregs, rtol=1e-10)
 
 
@@ -92,8 +89,12 @@ def test_beta_must_be_a_number():
         gdregs.Auto(most_work=0.5)
 
 
-X = jnp.array([0.4, -1.0, 2.0])
-PARAMETERS = {"phi": jnp.array([0.1, 0.2, -0.3]), "theta": jnp.asarray(0.5), "lam": jnp.ones(3)}
+X = np.array([0.4, -1.0, 2.0], np.float32)
+PARAMETERS = {
+    "phi": np.array([0.1, 0.2, -0.3], np.float32),
+    "theta": jnp.asarray(0.5),  # of no precision of its own
+    "lam": np.ones(3, np.float32),
+}
 
 
 def gradient(parameters, key, posterior_estimator="naive", prior_estimator="naive"):
@@ -117,60 +118,62 @@ def gradient(parameters, key, posterior_estimator="naive", prior_estimator="naiv
     return jax.value_and_grad(loss)(parameters)
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def step(auto, state, key):
     return auto.value_and_grad(lambda *pair: gradient(PARAMETERS, key, *pair), state)
 
 
+def follow(auto, state, keys):
+    """The state after a step with each key, and what each step returned and had learned by then."""
+
+    def once(state, key):
+        (_, found), state = step(auto, state, key)
+        return state, (found, state.learned.count)
+
+    return jax.lax.scan(once, state, keys)
+
+
 @pytest.mark.slow
 def test_every_step_is_unbiased_and_to_look_at_the_draw_first_is_not():
-    """The step after four others against the naive one of the same draw, over 20,000 runs."""
+    """The step after four others against the naive one of the same draw."""
     auto = gdregs.Auto(patience=1.0)
 
     def draw(key):
-        *earlier, last = jax.random.split(key, SETTLING + 2)
-        state = auto.init(PARAMETERS)
-        for one in earlier:
-            _, state = step(auto, state, one)
-        (_, ours), after = step(auto, state, last)
-        (_, looking), _ = step(auto, after, last)
-        return {"ours": ours, "looking first": looking}
+        keys = jax.random.split(key, SETTLING + 2)
+        again = jnp.concatenate([keys, keys[-1:]])
+        _, (found, _) = follow(auto, auto.init(PARAMETERS), again)
+        ours, looking = (jax.tree.map(lambda leaf, i=i: leaf[i], found) for i in (-2, -1))
+        _, exact = gradient(PARAMETERS, keys[-1])
+        found = {"ours": ours, "looking first": looking}
+        return found, dict.fromkeys(found, exact)
 
-    def naive(key):
-        last = jax.random.split(key, SETTLING + 2)[-1]
-        _, exact = gradient(PARAMETERS, last)
-        return {"ours": exact, "looking first": exact}
-
-    check = gdregs.check_unbiased(draw, naive, jax.random.key(4), 20_000, chunk_size=2000)
-    largest = {
-        name: max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(scores))
-        for name, scores in check.z_scores.items()
-    }
-    assert largest["ours"] < check.threshold
-    assert largest["looking first"] > 2 * check.threshold
+    assert_unbiased(draw, None, jax.random.key(4), biased=["looking first"])
 
 
+@pytest.mark.slow
 def test_strengths_approach_those_of_least_variance(monkeypatch):
     """Against the regression of the naive gradient on the differences, over 20,000 draws."""
     monkeypatch.setattr("gdregs.auto.MARGINS", (-1e9,) * 3)  # whatever time it takes
+    monkeypatch.setattr("gdregs.auto.PERIODS", (1, 1))  # every step teaches
     auto = gdregs.Auto(decay=0.999, patience=1.0, most_work=float("inf"))
-    keys = jax.random.split(KEY, 64 * 3000)
-    state, _ = jax.lax.scan(
-        lambda state, key: (step(auto, state, key)[1], None), auto.init(PARAMETERS), keys
-    )
 
-    def draw(key):
-        naive, by_q, by_p = (
-            gradient(PARAMETERS, key, *pair)[1]
-            for pair in (("naive", "naive"), ("dregs", "naive"), ("naive", "gdregs"))
-        )
-        return naive, by_q["phi"] - naive["phi"], by_p["theta"] - naive["theta"]
+    @jax.jit
+    def run(key):
+        learning, drawing = jax.random.split(key)
+        state, _ = follow(auto, auto.init(PARAMETERS), jax.random.split(learning, 3000))
 
-    naive, by_q, by_p = jax.lax.map(draw, jax.random.split(jax.random.key(9), 20_000))
-    centred = jax.tree.map(lambda leaf: leaf - leaf.mean(0, keepdims=True), naive)
-    beta = -jnp.sum(centred["phi"] * by_q) / jnp.sum(by_q**2)
-    alpha = -jnp.sum(centred["theta"] * by_p) / jnp.sum(by_p**2)
-    lam, phi, theta = state.strengths
+        def draw(key):
+            naive, by_q, by_p = (
+                gradient(PARAMETERS, key, *pair)[1]
+                for pair in (("naive", "naive"), ("dregs", "naive"), ("naive", "gdregs"))
+            )
+            return naive, by_q["phi"] - naive["phi"], by_p["theta"] - naive["theta"]
+
+        return state.strengths, jax.vmap(draw)(jax.random.split(drawing, 20_000))
+
+    (lam, phi, theta), (naive, by_q, by_p) = jax.device_get(run(KEY))
+    centred = jax.tree.map(lambda leaf: leaf - leaf.mean(0), naive)
+    beta = -np.sum(centred["phi"] * by_q) / np.sum(by_q**2)
+    alpha = -np.sum(centred["theta"] * by_p) / np.sum(by_p**2)
     assert float(phi[0]) == pytest.approx(float(beta), abs=0.1)
     assert float(theta[1]) == pytest.approx(float(alpha), abs=0.1)
     assert phi[1] == theta[0] == 0
@@ -183,83 +186,97 @@ def quadratic(seed, number):
     by_q, by_p, noise = np.moveaxis(draws, 1, 0)
     noise = noise - 0.8 * by_q - 0.5 * by_p
     dots = [(by_q, by_q), (by_p, by_p), (by_q, by_p), (by_q, noise), (by_p, noise), (noise, noise)]
-    return jnp.array(np.stack([np.sum(a * b, axis=1) for a, b in dots], axis=1))
+    return np.stack([np.sum(a * b, axis=1) for a, b in dots], axis=1)
 
 
 def total(moments, strengths):
-    qq, pp, qp, q, p, variance = np.asarray(moments).T
-    beta, alpha = np.asarray(strengths).T
+    qq, pp, qp, q, p, variance = moments.T
+    beta, alpha = strengths.T
     changes = beta**2 * qq + alpha**2 * pp + 2 * (beta * alpha * qp + beta * q + alpha * p)
     return (variance + changes).sum()
 
 
-@pytest.mark.parametrize("way", [0, 1, 2, 3])
-def test_each_way_has_the_strengths_of_least_variance(float64, way):
+def test_each_way_has_the_strengths_of_least_variance(float64):
     """Of its kind: neighbours of it have more."""
-    moments = quadratic(way, 3)
-    work = jnp.where(jnp.arange(4) == way, 1.0, jnp.inf).at[0].set(1.0 if way == 0 else 1e9)
-    strengths, chosen = _best(moments, work)
-    assert int(chosen) == way
-    least = total(moments, strengths)
+    best = jax.jit(_best)
     free = {0: [], 1: [(slice(None), 0)], 2: [(slice(None), 0), (slice(None), 1)]}
     free[3] = [(row, column) for row in range(3) for column in range(2)]
-    for where in free[way]:
-        assert np.all(strengths[where] != 0)
-        for step in (0.05, -0.05):
-            assert total(moments, strengths.at[where].add(step)) > least
-    if way in (1, 2):
-        np.testing.assert_array_equal(strengths, jnp.broadcast_to(strengths[:1], (3, 2)))
-    np.testing.assert_array_equal(strengths[:, way:], 0)  # the columns that it has not
+    for way, entries in free.items():
+        moments = quadratic(way, 3)
+        work = np.where(np.arange(4) == way, 1.0, np.inf)
+        work[0] = 1.0 if way == 0 else 1e9
+        strengths, chosen = jax.device_get(best(moments, work))
+        assert int(chosen) == way
+        least = total(moments, strengths)
+        for where in entries:
+            assert np.all(strengths[where] != 0)
+            for distance in (0.05, -0.05):
+                other = strengths.copy()
+                other[where] += distance
+                assert total(moments, other) > least
+        if way in (1, 2):
+            np.testing.assert_array_equal(strengths, np.repeat(strengths[:1], 3, axis=0))
+        np.testing.assert_array_equal(strengths[:, way:], 0)  # the columns that it has not
 
 
 def test_one_strength_each_is_the_mix_of_all_three_gradients():
     """The way that takes one backward pass against the one that takes three, draw by draw."""
     auto = gdregs.Auto(most_work=float("inf"))
-    state = auto.init(PARAMETERS)
-    strengths = jnp.array([[0.0, 0.0], [0.7, 0.0], [0.0, 0.4]])
-    state = state._replace(step=jnp.array(101, jnp.int32))
-    state = state.relearned(strengths=strengths, common=jnp.array([0.7, 0.4]))
-    (_, common), (_, own) = (
-        step(auto, state.relearned(way=jnp.array(way)), KEY)[0] for way in (2, 3)
+    strengths = np.array([[0.0, 0.0], [0.7, 0.0], [0.0, 0.4]], np.float32)
+
+    @jax.jit
+    def run(ways):
+        state = auto.init(PARAMETERS)._replace(step=jnp.array(101, jnp.int32))
+        state = state.relearned(strengths=strengths, common=jnp.array([0.7, 0.4]))
+        gradients = jax.vmap(lambda way: step(auto, state.relearned(way=way), KEY)[0][1])(ways)
+        return gradients, gradient(PARAMETERS, KEY)[1]
+
+    gradients, naive = jax.device_get(run(np.array([1, 2, 3], np.int32)))
+    only_posterior, common, own = (
+        jax.tree.map(lambda leaf, i=i: leaf[i], gradients) for i in range(3)
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), common, own)
-    (_, only_posterior), _ = step(auto, state.relearned(way=jnp.array(1)), KEY)
     np.testing.assert_allclose(only_posterior["phi"], own["phi"], rtol=1e-5)
-    _, naive = gradient(PARAMETERS, KEY)
     np.testing.assert_allclose(only_posterior["theta"], naive["theta"], rtol=1e-5)
     assert abs(float(own["theta"] - naive["theta"])) > 1e-3
 
 
-@pytest.mark.slow
 def test_strengths_of_more_digits_than_the_parameters(float64):
     """Where 64 bits are enabled and the parameters have 32."""
     auto = gdregs.Auto()
-    state = auto.init(PARAMETERS)
-    assert state.strengths.dtype == jnp.float64
-    for way in range(4):
-        at = state._replace(step=jnp.array(101, jnp.int32)).relearned(
-            way=jnp.array(way), strengths=jnp.full((3, 2), 0.5), common=jnp.full(2, 0.5)
-        )
-        (_, found), _ = step(auto, at, KEY)
-        assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype(jnp.float32)}
+    state = jax.eval_shape(lambda: auto.init(PARAMETERS))
+    assert state.packed.dtype == "float64"
+    (_, found), after = jax.eval_shape(lambda state: step(auto, state, KEY), state)
+    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype("float32")}
+    assert after.packed.dtype == "float64"
 
 
-@pytest.mark.parametrize(
-    ("begin", "steps", "taught"), [(0, 100, 100), (100, 64, 4), (4000, 128, 2)]
-)
-def test_later_steps_teach_less_often(begin, steps, taught):
+def test_later_steps_teach_less_often():
     auto = gdregs.Auto()
-    state = auto.init(PARAMETERS)._replace(step=jnp.array(begin, jnp.int32))
-    keys = jax.random.split(KEY, steps)
-    state, _ = jax.lax.scan(lambda state, key: (step(auto, state, key)[1], None), state, keys)
-    assert int(state.step) == begin + steps
-    assert float(state.learned.count) == taught
+
+    @jax.jit
+    @jax.vmap
+    def run(begin):
+        state = auto.init(PARAMETERS)._replace(step=begin)
+        state, (_, taught) = follow(auto, state, jax.random.split(KEY, 128))
+        return state.step, taught
+
+    begin = np.array([0, 100, 4000], np.int32)
+    steps, taught = jax.device_get(run(begin))
+    np.testing.assert_array_equal(steps, begin + 128)
+    assert taught[0, 99] == 100  # all of the first ones
+    assert taught[1, 63] == 4
+    assert taught[2, 127] == 2
 
 
 @pytest.mark.parametrize(
     ("rounds", "most_work", "way"),
-    [(0, 1.2, 1), (3, 1.2, 0), (3, float("inf"), 1), (300, float("inf"), 0)],
-    ids=["cheap", "longer than asked", "worth it", "not worth it"],
+    [
+        pytest.param(0, 1.2, 1, id="cheap", marks=pytest.mark.slow),
+        pytest.param(3, 1.2, 0, id="longer than asked"),
+        pytest.param(3, float("inf"), 1, id="worth it"),
+        pytest.param(300, float("inf"), 0, id="not worth it", marks=pytest.mark.slow),
+    ],
 )
 def test_what_takes_more_time_than_it_is_worth_is_left(rounds, most_work, way):
     """A path that makes a step many times as long must take away as much of the variance."""
@@ -282,27 +299,33 @@ def test_what_takes_more_time_than_it_is_worth_is_left(rounds, most_work, way):
     def teach(state, key):
         return auto.value_and_grad(lambda *pair: function(key, *pair), state)[1], None
 
-    keys = jax.random.split(KEY, 90)
-    state, _ = jax.jit(lambda state: jax.lax.scan(teach, state, keys))(auto.init(PARAMETERS))
-    assert int(state.learned.way) == way
-    assert bool(jnp.any(state.strengths != 0)) == (way > 0)
+    @jax.jit
+    def run(key):
+        return jax.lax.scan(teach, auto.init(PARAMETERS), jax.random.split(key, 90))[0].learned
+
+    learned = jax.device_get(run(KEY))
+    assert int(learned.way) == way
+    assert np.any(learned.strengths != 0) == (way > 0)
 
 
 def test_the_mean_is_that_of_the_gradients_of_all_steps():
     auto = gdregs.Auto()
-    scalars = {"a": 0.1, "b": jnp.array([1.0, 2.0]), "c": jnp.array(0.3), "d": jnp.ones((2, 2))}
-    state = auto.init(scalars)
-    gradients = []
-    for draw in range(1, 5):
+    parameters = {"a": 0.1, "b": np.array([1.0, 2.0]), "c": np.array(0.3), "d": np.ones((2, 2))}
 
-        def function(posterior_estimator, prior_estimator, draw=draw):
-            strength = 0.0 * prior_estimator.mix
-            return 0.0, jax.tree.map(lambda leaf: draw * jnp.asarray(leaf) + strength, scalars)
+    @jax.jit
+    def run(draws):
+        def once(state, draw):
+            def function(posterior_estimator, prior_estimator):
+                strength = 0.0 * prior_estimator.mix
+                return 0.0, jax.tree.map(lambda leaf: draw * leaf + strength, parameters)
 
-        (_, found), state = auto.value_and_grad(function, state)
-        gradients.append(found)
-    expected = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *gradients)
-    numbers, others = state.mean
+            (_, found), state = auto.value_and_grad(function, state)
+            return state, found
+
+        state, gradients = jax.lax.scan(once, auto.init(parameters), draws)
+        return state.mean, jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), gradients)
+
+    (numbers, others), expected = jax.device_get(run(np.arange(1.0, 5.0)))
     np.testing.assert_allclose(numbers, [expected["a"], expected["c"]], rtol=1e-6)
     found = [leaf for leaf in others if leaf is not None]
     for one, name in zip(found, "bd", strict=True):
@@ -312,40 +335,44 @@ def test_the_mean_is_that_of_the_gradients_of_all_steps():
 @pytest.mark.slow
 def test_a_draw_that_is_not_finite_teaches_nothing():
     auto = gdregs.Auto()
-    state = auto.init(PARAMETERS)
-    for key in jax.random.split(KEY, 10):
-        _, state = step(auto, state, key)
 
-    def broken(*pair):
-        value, found = gradient(PARAMETERS, KEY, *pair)
-        return value, jax.tree.map(lambda leaf: leaf * jnp.nan, found)
+    @jax.jit
+    def run(key):
+        state, _ = follow(auto, auto.init(PARAMETERS), jax.random.split(key, 10))
 
-    _, after = auto.value_and_grad(broken, state)
-    old, new = state.learned, after.learned
-    for before, now in ((old.way, new.way), (old.moments, new.moments), (state.mean, after.mean)):
-        jax.tree.map(np.testing.assert_array_equal, before, now)
-    assert jnp.all(jnp.isfinite(after.strengths))
+        def broken(*pair):
+            value, found = gradient(PARAMETERS, key, *pair)
+            return value, jax.tree.map(lambda leaf: leaf * jnp.nan, found)
+
+        _, after = auto.value_and_grad(broken, state)
+        return [
+            (of.learned.way, of.learned.moments, of.mean, of.strengths) for of in (state, after)
+        ]
+
+    before, after = jax.device_get(run(KEY))
+    jax.tree.map(np.testing.assert_array_equal, before[:-1], after[:-1])
+    assert np.isfinite(after[-1]).all()
 
 
 @pytest.mark.slow
 def test_the_prior_can_be_left_naive():
     auto = gdregs.Auto(prior=False)
-    state = auto.init(PARAMETERS)
-    for key in jax.random.split(KEY, 10):
-        _, state = step(auto, state, key)
-    assert jnp.all(state.strengths[:, 1] == 0)
-    assert state.strengths[1, 0] != 0
+
+    @jax.jit
+    def run(key):
+        return follow(auto, auto.init(PARAMETERS), jax.random.split(key, 10))[0].strengths
+
+    strengths = np.asarray(run(KEY))
+    assert (strengths[:, 1] == 0).all()
+    assert strengths[1, 0] != 0
 
 
-@pytest.mark.slow
 def test_the_name_is_the_naive_estimator_until_something_is_learned():
-    phi, theta, lam, x = reference.init(jax.random.key(1))
+    @jax.jit
+    def run(parameters):
+        auto, naive = (gradient(parameters, KEY, name, name) for name in ("auto", "naive"))
+        return auto, naive, gradient(parameters, KEY, "dregs", "gdregs")
 
-    def gradient(**names):
-        return jax.grad(models.total_bound, argnums=(0, 1))(
-            phi, theta, lam, x, key=KEY, num_samples=4, **names
-        )
-
-    names = ("posterior_estimator", "prior_estimator")
-    auto, naive = (gradient(**dict.fromkeys(names, name)) for name in ("auto", "naive"))
+    auto, naive, other = jax.device_get(run(PARAMETERS))
     jax.tree.map(np.testing.assert_array_equal, auto, naive)
+    assert (auto[1]["phi"] != other[1]["phi"]).all()

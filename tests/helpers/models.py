@@ -141,8 +141,7 @@ def rows_of(pairs):
         )
         for by_phi, by_theta in pairs
     ]
-    dtype = jax.dtypes.canonicalize_dtype(float)
-    return jax.tree.map(lambda *numbers: np.array(numbers, dtype), *rows)
+    return jax.tree.map(lambda *numbers: jnp.asarray(np.array(numbers, float)), *rows)
 
 
 PAIRS_WITH_EACH = [
