@@ -6,7 +6,8 @@ import json
 import pytest
 from PIL import Image
 
-from commands import SMALL, run
+from commands import SMALL, copy_of_a_run, run
+from gdregs.vae import Config, open_run
 from real_data import REAL
 
 
@@ -16,23 +17,34 @@ def in_an_empty_folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_train_evaluate_sample(capsys, tmp_path):
-    assert run("train", *SMALL, "--epochs", 2) == 0
+@pytest.fixture
+def folder(tmp_path_factory, tmp_path):
+    return copy_of_a_run(tmp_path_factory, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_train_leaves_its_files_and_says_what_it_reached(capsys, tmp_path):
+    tiny = ["--num-layers", 1, "--gradient-samples", 0, "--test-images", 64, "--epochs", 1]
+    assert run("train", *SMALL, *tiny) == 0
     out = capsys.readouterr().out
-    folder = tmp_path / "runs" / "digits-L2-dregs-gdregs-seed0"
+    folder = tmp_path / "runs" / "digits-L1-dregs-gdregs-seed0"
     pictures = ("curve.png", "samples.png", "reconstructions.png")
     names = {"config.json", "metrics.jsonl", "checkpoint.eqx", *pictures}
     assert {path.name for path in folder.iterdir() if path.name[0] != "."} == names
     assert "effective sample size" in out
+    assert "test bound" in out
     assert "% of the weight" in out
     for name in pictures:
         with Image.open(folder / name) as image:
             assert min(image.size) > 300
 
+
+@pytest.mark.slow
+def test_training_goes_on_and_is_evaluated_and_sampled(capsys, folder):
     # Again: nothing is left to do. With more epochs: it continues.
-    assert run("train", *SMALL, "--epochs", 2) == 0
+    assert run("train", *SMALL, "--epochs", 2, "--out", folder) == 0
     assert "is complete after 2 epochs" in capsys.readouterr().out
-    assert run("train", *SMALL, "--epochs", 3) == 0
+    assert run("train", *SMALL, "--epochs", 3, "--out", folder) == 0
     assert "Continuing" in capsys.readouterr().out
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 3
 
@@ -50,19 +62,20 @@ def test_train_evaluate_sample(capsys, tmp_path):
     assert "is unconditional; `gdregs train --conditional`" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "dataset",
     [
-        "mnist",
-        pytest.param("fashion-mnist", marks=pytest.mark.slow),
-        pytest.param("omniglot", marks=pytest.mark.slow),
+        "omniglot",
+        pytest.param("fashion-mnist", marks=pytest.mark.nightly),
+        pytest.param("mnist", marks=pytest.mark.nightly),
     ],
 )
 def test_real_files_train(capsys, tmp_path, dataset):
     if not REAL.is_dir():
         pytest.skip(f"needs the real data sets in {REAL} (or in $GDREGS_DATA)")
     options = [*SMALL, "--dataset", dataset, "--data-dir", REAL, "--epochs", 1, "--out", "r"]
-    assert run("train", *options) == 0
+    assert run("train", *options, "--test-images", 128) == 0
     assert "test bound" in capsys.readouterr().out
     assert (tmp_path / "r" / "samples.png").exists()
 
@@ -72,6 +85,7 @@ def test_version(capsys):
     assert capsys.readouterr().out.startswith("gdregs 0.")
 
 
+@pytest.mark.slow
 def test_conditional_runs_complete_images(tmp_path):
     assert run("train", *SMALL, "--epochs", 1, "--conditional", "--num-layers", 1) == 0
     folder = tmp_path / "runs" / "digits-conditional-L1-dregs-gdregs-seed0"
@@ -92,7 +106,7 @@ def test_conditional_runs_complete_images(tmp_path):
 @pytest.mark.slow
 def test_compare(capsys, tmp_path):
     pairs = ("naive+naive", "dregs+gdregs")
-    options = [*SMALL, "--epochs", 2, "--seeds", 2, "--draws", 20, "--pairs", *pairs]
+    options = [*SMALL, "--epochs", 1, "--seeds", 2, "--draws", 10, "--pairs", *pairs]
     assert run("compare", *options, "--out", "c") == 0
     table = capsys.readouterr().out
     for pair in pairs:
@@ -169,20 +183,25 @@ def test_a_truncated_file_is_one_line_and_nothing_is_made(capsys, tmp_path):
 
 
 def test_another_runs_folder_is_refused_and_untouched(capsys, tmp_path):
-    assert run("train", *SMALL, "--epochs", 1, "--out", "r") == 0
+    """What `gdregs train` sees of a folder are its settings."""
+    config = Config(train_images=128, epochs=1)
+    open_run(tmp_path / "r", config)
+    (tmp_path / "r" / "checkpoint.eqx").write_bytes(b"precious")
     before = {path.name: path.read_bytes() for path in (tmp_path / "r").iterdir()}
-    capsys.readouterr()
-    assert run("train", *SMALL, "--epochs", 1, "--out", "r", "--seed", 1) == 2
+    options = ["--train-images", 128, "--epochs", 1, "--out", "r"]
+    assert run("train", *options, "--seed", 1) == 2
     assert "r holds a run with --seed 0 (not 1); choose another folder" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in (tmp_path / "r").iterdir()} == before
 
 
 def test_ctrl_c_says_how_to_continue(capsys, monkeypatch):
-    def interrupt(*_):
+    """`tests/vae/test_interrupts.py` sends real ones."""
+
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gdregs.vae.runs.folders.save_state", interrupt)
-    assert run("train", *SMALL, "--epochs", 1) == 130
+    monkeypatch.setattr("gdregs.vae.data.datasets.load_dataset", interrupt)
+    assert run("train") == 130
     assert "interrupted; the same command continues from here" in capsys.readouterr().err
 
 

@@ -243,7 +243,7 @@ def test_mean_of_one():
 def test_results_have_a_json_a_figure_and_a_page(tmp_path):
     cells = [
         dataclasses.replace(c, epochs=LAST, train_images=640, test_images=107)
-        for c in Only(("mnist",), (1, 2)).choose(GRIDS["table1"].cells)
+        for c in Only(("mnist",), (2,)).choose(GRIDS["table1"].cells)
     ]
     seeds = np.array([-39.0, -39.1, -39.2])
     measured = [make_cell(c, list(seeds - i)) for i, c in enumerate(cells)]
@@ -251,10 +251,10 @@ def test_results_have_a_json_a_figure_and_a_page(tmp_path):
     lines = write_results(
         tmp_path, "table1", "A title", measured, [twin], "Scaled down: a lot.", {}
     )
-    assert lines[0].startswith("A title: of 14 comparisons")
+    assert lines[0].startswith("A title: of 7 comparisons")
     assert "seeds" not in lines[0]
     content = json.loads((tmp_path / "table1.json").read_text())
-    assert len(content["cells"]) == 12
+    assert len(content["cells"]) == 6
     assert content["cells"][0]["last"]["variance.posterior"] == [36.0] * 3
     assert content["cells"][0]["curves"]["epoch"] == [1, 2, 3, 4]
     page = " ".join((tmp_path / "tables.md").read_text().split())  # columns are padded

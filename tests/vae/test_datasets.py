@@ -41,7 +41,11 @@ def test_digits_are_bundled():
 
 @pytest.mark.parametrize(
     ("name", "train", "test"),
-    [("mnist", 60_000, 10_000), ("fashion-mnist", 60_000, 10_000), ("omniglot", 3872, 968)],
+    [
+        ("mnist", 60_000, 10_000),
+        pytest.param("fashion-mnist", 60_000, 10_000, marks=pytest.mark.slow),
+        pytest.param("omniglot", 3872, 968, marks=pytest.mark.slow),
+    ],
 )
 def test_real_files(name, train, test):
     if not REAL.is_dir():

@@ -1,16 +1,18 @@
 """Two real processes on this machine: the numbers of one, a death that is named, and going on."""
 
+import dataclasses
+import json
 import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 
 import jax
 import numpy as np
 import pytest
 
+from commands import start
 from gdregs.vae import Config, load_dataset, make_task, open_run, read_metrics, train
 from gdregs.vae.errors import UserError
 from gdregs.vae.training.meshes import describe_mesh, read_mesh
@@ -29,15 +31,13 @@ SMALL = Config(
 )
 
 WORKER = """
-import sys
+import json, sys
 from pathlib import Path
-from gdregs.vae import load_dataset, make_task, open_run, train
+from gdregs.vae import Config, load_dataset, make_task, open_run, train
 from gdregs.vae.training.meshes import read_mesh
 from gdregs.vae.training.processes import is_first, noticing_deaths, start_processes
-import test_processes
-folder, port, rank = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-start_processes(f"127.0.0.1:{port}", 2, rank, patience=6.0)
-config = test_processes.SMALL
+folder, config = Path(sys.argv[1]), Config(**json.loads(sys.argv[2]))
+start_processes(f"127.0.0.1:{sys.argv[3]}", 2, int(sys.argv[4]), patience=6.0)
 mesh = read_mesh("data=2,samples=2", config)
 task = make_task(config, load_dataset(config.dataset))
 if is_first():
@@ -47,27 +47,21 @@ with noticing_deaths():
 """
 
 
-def start(folder, port, rank):
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        "PYTHONPATH": os.path.dirname(__file__),
-    }
-    command = [sys.executable, "-c", WORKER, str(folder), str(port), str(rank)]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def start_worker(folder, port, rank):
+    arguments = ["-c", WORKER, folder, json.dumps(SMALL.to_dict()), port, rank]
+    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    return start(*arguments, env=devices, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dead", [1, 0])
+@pytest.mark.parametrize("dead", [1, pytest.param(0, marks=pytest.mark.nightly)])
 def test_a_worker_dies_and_the_run_goes_on_elsewhere(tmp_path, dead):
     """Killed in the middle, the job stops with the worker's name; one device takes over."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     folder = tmp_path / "run"
-    workers = [start(folder, port, rank) for rank in (0, 1)]
+    workers = [start_worker(folder, port, rank) for rank in (0, 1)]
     try:
         deadline = time.monotonic() + 240
         while len(read_metrics(folder)) < 2 and time.monotonic() < deadline:
@@ -88,14 +82,14 @@ def test_a_worker_dies_and_the_run_goes_on_elsewhere(tmp_path, dead):
         )
         assert "the same command continues from the last checkpoint" in errors
 
-    task = make_task(SMALL, load_dataset("digits"))
-    open_run(folder, SMALL)
-    train(folder, SMALL, task)
+    config = dataclasses.replace(SMALL, epochs=done + 2)
+    task = make_task(config, load_dataset("digits"))
+    train(folder, config, task)
     alone = tmp_path / "alone"
-    open_run(alone, SMALL)
-    train(alone, SMALL, task)
+    open_run(alone, config)
+    train(alone, config, task)
     rows, expected = read_metrics(folder), read_metrics(alone)
-    assert [row["epoch"] for row in rows] == list(range(1, SMALL.epochs + 1))
+    assert [row["epoch"] for row in rows] == list(range(1, config.epochs + 1))
     for name in ("train_bound", "test_bound", "effective_sample_size"):
         series = [[row[name] for row in some] for some in (rows, expected)]
         np.testing.assert_allclose(series[0][:done], series[1][:done], rtol=1e-3)

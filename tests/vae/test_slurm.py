@@ -45,7 +45,10 @@ NodeName=localhost NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2
 PartitionName=all Nodes=localhost Default=YES State=UP
 """
 
-SMALL = ["--num-samples", "4", "--epochs", "3", "--train-images", "64", "--test-images", "40"]
+SMALL = [
+    "--num-layers", "1", "--latent-size", "3", "--hidden-size", "8", "--num-samples", "4",
+    "--gradient-samples", "2", "--epochs", "2", "--train-images", "128", "--test-images", "40",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +69,7 @@ def cluster(tmp_path_factory):
     own = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
     path = os.pathsep.join([str(Path(sys.executable).parent), own["PATH"]])
     environment = {**own, "PATH": path, "SLURM_CONF": str(folder / "slurm.conf")}
+    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     with contextlib.ExitStack() as daemons:
         for command in (["slurmctld", "-D"], ["slurmd", "-D", "-N", "localhost"]):
             log = daemons.enter_context((folder / f"{command[0]}.log").open("w"))
@@ -97,7 +101,7 @@ def test_the_tasks_of_a_step_find_each_other(cluster, tmp_path):
     assert _run([*train, str(alone)], cluster).returncode == 0
     for name in ("train_bound", "test_bound", "effective_sample_size"):
         series = [[row[name] for row in read_metrics(run)] for run in (together, alone)]
-        assert len(series[0]) == 3
+        assert len(series[0]) == 2
         np.testing.assert_allclose(*series, rtol=1e-3)
 
 
