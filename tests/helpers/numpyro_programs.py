@@ -12,7 +12,25 @@ from numpyro import handlers
 from numpyro.contrib.module import eqx_module, flax_module, nnx_module
 from numpyro.infer import autoguide
 
-DATA = jnp.array(np.random.default_rng(0).normal(1.0, 1.5, size=20), jnp.float32)
+
+def initial_parameters(model, guide, *args):
+    """What all parameters begin with; for use inside of `jax.jit`, with a guide made there.
+
+    `SVI.init` finds the same, but compiles each operation by itself; so do checks of numbers.
+    """
+    with numpyro.validation_enabled(False), handlers.seed(rng_seed=1):
+        guide_trace = handlers.trace(guide).get_trace(*args)
+        model_trace = handlers.trace(handlers.replay(model, guide_trace)).get_trace(*args)
+    sites = {**guide_trace, **model_trace}
+    return traced({name: site["value"] for name, site in sites.items() if site["type"] == "param"})
+
+
+def traced(params):
+    """Inside of `jax.jit` the same parameters, unknown: what is known numpyro checks at once."""
+    return jax.lax.optimization_barrier(jax.tree.map(jnp.asarray, params))
+
+
+DATA = np.random.default_rng(0).normal(1.0, 1.5, size=20).astype(np.float32)
 
 
 def local(subsample_size):
@@ -56,8 +74,16 @@ def hierarchical():
     return model, guide
 
 
-ERRORS = jnp.array([15.0, 10, 16, 11, 9, 11, 10, 18])
-SCHOOLS = jnp.array([28.0, 8, -3, 7, -1, 1, 18, 12])
+def learned_spread(data):
+    """Two layers, of which the second knows the first's scale, and a prior that is learned."""
+    spread = numpyro.sample("spread", dist.HalfNormal(numpyro.param("wide", 1.5)))
+    with numpyro.plate("groups", 2):
+        z = numpyro.sample("z", dist.Normal(numpyro.param("centre", 0.5), spread))
+        numpyro.sample("x", dist.Normal(z, 1.0), obs=data[:2])
+
+
+ERRORS = np.array([15, 10, 16, 11, 9, 11, 10, 18], np.float32)
+SCHOOLS = np.array([28, 8, -3, 7, -1, 1, 18, 12], np.float32)
 
 
 def schools(data):
@@ -114,15 +140,26 @@ def networks_of(register, make):
     return model, guide
 
 
+def _written(model, guide):
+    """A pair whose guide needs no setting up."""
+    return model, lambda: guide, DATA
+
+
+def _automatic(make_guide):
+    return learned_spread, lambda: make_guide(learned_spread), DATA
+
+
 PROGRAMS = {
-    "local": (*local(None), DATA),
-    "subsampled": (*local(5), DATA),
-    "hierarchical": (*hierarchical(), DATA),
-    "modules": (*modules(), DATA),
-    "flax": (*networks_of(flax_module, lambda: flax.linen.Dense(1)), DATA),
-    "nnx": (*networks_of(_nnx_module, lambda: flax.nnx.Linear(1, 1, rngs=flax.nnx.Rngs(0))), DATA),
+    "local": _written(*local(None)),
+    "subsampled": _written(*local(5)),
+    "hierarchical": _written(*hierarchical()),
+    "modules": _written(*modules()),
+    "flax": _written(*networks_of(flax_module, lambda: flax.linen.Dense(1))),
+    "nnx": _written(
+        *networks_of(_nnx_module, lambda: flax.nnx.Linear(1, 1, rngs=flax.nnx.Rngs(0)))
+    ),
     **{
-        guide.__name__: (schools, guide(schools), SCHOOLS)
+        guide.__name__: _automatic(guide)
         for guide in (
             autoguide.AutoNormal,
             autoguide.AutoDiagonalNormal,
@@ -131,3 +168,7 @@ PROGRAMS = {
         )
     },
 }
+"""By name a model, what makes its guide, and the data.
+
+An automatic guide keeps what it has traced: each `jax.jit` makes one for itself.
+"""

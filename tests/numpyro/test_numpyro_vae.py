@@ -16,7 +16,8 @@ from gdregs.numpyro import programs
 from gdregs.numpyro.bound import Bound
 from gdregs.vae import VAE
 
-IMAGES = jnp.asarray(load_digits().data[:20] > 8, jnp.float32)
+IMAGES = jnp.asarray(load_digits().data[:10] > 8, jnp.float32)
+PAPERS = {"posterior_estimator": "dregs", "prior_estimator": "gdregs"}
 
 
 @pytest.fixture(autouse=True)
@@ -56,11 +57,11 @@ def program(template):
 
 @pytest.mark.slow
 def test_it_trains_as_the_vae_of_this_library_does(monkeypatch):
-    """Twenty steps of Adam with the same importance samples."""
+    """Eight steps of Adam with the same importance samples."""
     template = make_vae()
     model, guide = program(template)
     leaves, rest = eqx.partition(template, eqx.is_inexact_array)
-    objective = Bound(8, posterior_estimator="dregs", prior_estimator="gdregs")
+    objective = Bound(8, **PAPERS)
 
     def same_samples(self, key, sample_shape):
         vae = eqx.combine(self.params["vae$params"], rest)
@@ -82,7 +83,7 @@ def test_it_trains_as_the_vae_of_this_library_does(monkeypatch):
         return -jnp.sum(gdregs.bound(*parts, key=jax.random.split(key)[1], num_samples=8))
 
     def train(loss):
-        optimiser = optax.adam(3e-3)
+        optimiser = optax.adam(1e-2)
 
         def step(carry, key):
             leaves, state = carry
@@ -90,21 +91,25 @@ def test_it_trains_as_the_vae_of_this_library_does(monkeypatch):
             updates, state = optimiser.update(gradient, state)
             return (optax.apply_updates(leaves, updates), state), value
 
-        keys = jax.random.split(jax.random.key(5), 20)
+        keys = jax.random.split(jax.random.key(5), 8)
         return jax.jit(lambda c: jax.lax.scan(step, c, keys)[1])((leaves, optimiser.init(leaves)))
 
-    ours, theirs = train(by_numpyro), train(by_gdregs)
-    assert ours[-1] < 0.85 * ours[0]
+    ours, theirs = np.asarray(train(by_numpyro)), np.asarray(train(by_gdregs))
+    assert ours[-1] < 0.95 * ours[0]
     np.testing.assert_allclose(ours, theirs, rtol=1e-4)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("num_layers", [1, 2])
+@pytest.mark.many_programs("the operations of four programs are counted")
+@pytest.mark.parametrize(
+    "num_layers",
+    [pytest.param(2, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.nightly)],
+)
 def test_a_step_beside_renyi_elbo(num_layers):
     """The same value; with M = K / 2 no more operations and less variance, with M = 8 far fewer."""
     template = make_vae(num_layers, hidden_size=64)
     model, guide = program(template)
     leaves, _ = eqx.partition(template, eqx.is_inexact_array)
+    key = jax.random.key(1)
 
     def gradient(objective):
         def of(leaves, key):
@@ -112,41 +117,39 @@ def test_a_step_beside_renyi_elbo(num_layers):
 
         return jax.value_and_grad(of)
 
-    def flops(objective):
-        lowered = jax.jit(gradient(objective)).lower(leaves, jax.random.key(0))
-        return lowered.compile().cost_analysis()["flops"]
+    def value_and_flops(objective):
+        compiled = jax.jit(gradient(objective)).lower(leaves, key).compile()
+        return np.asarray(compiled(leaves, key)[0]), compiled.cost_analysis()["flops"]
 
-    papers = {"posterior_estimator": "dregs", "prior_estimator": "gdregs"}
-    renyi, full = RenyiELBO(0, 64), Bound(64, **papers)
-    half, resampled = (Bound(64, num_gradient_samples=count, **papers) for count in (32, 8))
-    values = [gradient(o)(leaves, jax.random.key(1))[0] for o in (renyi, full)]
-    np.testing.assert_allclose(*values, rtol=1e-5)
-    costs = [flops(o) / flops(renyi) for o in (full, half, resampled)]
+    renyi, full = RenyiELBO(0, 64), Bound(64, **PAPERS)
+    half, resampled = (Bound(64, num_gradient_samples=count, **PAPERS) for count in (32, 8))
+    objectives = (renyi, full, half, resampled)
+    values, flops = zip(*map(value_and_flops, objectives), strict=True)
+    np.testing.assert_allclose(values[1], values[0], rtol=1e-5)
+    costs = np.array(flops[1:]) / flops[0]
     assert costs[0] < (1.05, 1.25)[num_layers - 1], costs
     assert costs[1] < 1, costs
     assert costs[2] < 0.6, costs
 
-    trained = fit(lambda leaves, key: gradient(resampled)(leaves, key), leaves, 300)
+    @jax.jit
+    def variances(leaves, key):
+        """Of the gradients by the posterior's networks, at parameters after some steps of Adam."""
+        optimiser = optax.adam(1e-2)
 
-    def variance(objective):
-        keys = jax.random.split(jax.random.key(2), 100)
-        draws = jax.jit(lambda k: jax.lax.map(lambda k: gradient(objective)(trained, k)[1], k))
-        moments = jax.tree.map(lambda g: jnp.sum(jnp.var(g, axis=0)), draws(keys))
-        return sum(jax.tree.leaves(moments.posterior_networks))
+        def step(carry, key):
+            leaves, state = carry
+            updates, state = optimiser.update(gradient(resampled)(leaves, key)[1], state)
+            return (optax.apply_updates(leaves, updates), state), None
 
-    variances = [variance(objective) / variance(renyi) for objective in (full, half, resampled)]
-    assert max(variances) < 0.8, variances
+        carry = leaves, optimiser.init(leaves)
+        (trained, _), _ = jax.lax.scan(step, carry, jax.random.split(key, 80))
 
+        def draw(key):
+            return [gradient(one)(trained, key)[1].posterior_networks for one in objectives]
 
-def fit(value_and_grad, leaves, num_steps):
-    """Parameters after some steps of Adam."""
-    optimiser = optax.adam(3e-3)
+        draws = jax.lax.map(draw, jax.random.split(jax.random.fold_in(key, 1), 80))
+        moments = jax.tree.map(lambda g: jnp.sum(jnp.var(g, axis=0)), draws)
+        return [sum(jax.tree.leaves(one)) for one in moments]
 
-    def step(carry, key):
-        leaves, state = carry
-        updates, state = optimiser.update(value_and_grad(leaves, key)[1], state)
-        return (optax.apply_updates(leaves, updates), state), None
-
-    keys = jax.random.split(jax.random.key(6), num_steps)
-    carry = leaves, optimiser.init(leaves)
-    return jax.jit(lambda carry: jax.lax.scan(step, carry, keys)[0][0])(carry)
+    theirs, *ours = map(float, variances(leaves, key))
+    assert max(ours) < 0.8 * theirs, (ours, theirs)
