@@ -112,23 +112,32 @@ class Node(eqx.Module):
         if self.has_state:
             state = self.parts.state
             for t, z in zip(self.order, before, strict=False):
-                state = self.parts.memory(state, z, u[t])
+                state = self.where_present(t, self.parts.memory(state, z, u[t]), state)
             return self.parts.cell(state, u[now])
         if not before:
             return self.parts.first(u[now])
+        last = before[0]
+        for t, z in zip(self.order[1:], before[1:], strict=False):
+            last = self.where_present(t, z, last)
         if self.mask is None:
-            return self.parts.cell(before[-1], u[now])
+            return self.parts.cell(last, u[now])
         started = self.mask[np.array(self.order[:-1])].any(0)[:, None]
         with jax.numpy_rank_promotion("allow"):
             parameters = [
                 jnp.where(started, later, first)
                 for later, first in zip(
-                    self.parts.cell.parameters(before[-1], u[now]),
+                    self.parts.cell.parameters(last, u[now]),
                     self.parts.first.parameters(u[now]),
                     strict=True,
                 )
             ]
         return dist.Normal(*parameters).to_event(1)
+
+    def where_present(self, t, new, old):
+        if self.mask is None:
+            return new
+        with jax.numpy_rank_promotion("allow"):
+            return jnp.where(self.mask[t][:, None], new, old)
 
 
 class Unrolled(eqx.Module):
