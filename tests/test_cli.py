@@ -62,11 +62,10 @@ def test_training_goes_on_and_is_evaluated_and_sampled(capsys, folder):
     assert "is unconditional; `gdregs train --conditional`" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "dataset",
     [
-        "omniglot",
+        pytest.param("omniglot", marks=pytest.mark.slow),
         pytest.param("fashion-mnist", marks=pytest.mark.nightly),
         pytest.param("mnist", marks=pytest.mark.nightly),
     ],

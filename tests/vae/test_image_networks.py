@@ -127,8 +127,13 @@ def trained(images):
     return row
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("networks", ["conv", pytest.param("ladder", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+    "networks",
+    [
+        pytest.param("conv", marks=pytest.mark.slow),
+        pytest.param("ladder", marks=pytest.mark.nightly),
+    ],
+)
 def test_convolutions_of_every_precision_learn_a_mix(networks, images, trained):
     """All that the papers' networks can be told holds for images' networks."""
     bounds = {}

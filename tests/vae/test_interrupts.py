@@ -10,10 +10,10 @@ import pytest
 from commands import start
 from gdregs.vae import read_metrics
 
+# An epoch takes about a second, so that one is under way at most of the moments.
 COMMAND = [
-    "-m", "gdregs", "train", "--num-layers", "1", "--latent-size", "3", "--hidden-size", "8",
-    "--num-samples", "4", "--gradient-samples", "2", "--train-images", "192", "--test-images", "64",
-    "--epochs", "1000000",
+    "-m", "gdregs", "train", "--num-layers", "1", "--latent-size", "20", "--hidden-size", "100",
+    "--num-samples", "64", "--gradient-samples", "0", "--test-images", "64", "--epochs", "100000",
 ]  # fmt: skip
 LINE = "gdregs: interrupted; the same command continues from here."
 

@@ -53,8 +53,9 @@ def start_worker(folder, port, rank):
     return start(*arguments, env=devices, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("dead", [1, pytest.param(0, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+    "dead", [pytest.param(1, marks=pytest.mark.slow), pytest.param(0, marks=pytest.mark.nightly)]
+)
 def test_a_worker_dies_and_the_run_goes_on_elsewhere(tmp_path, dead):
     """Killed in the middle, the job stops with the worker's name; one device takes over."""
     with socket.socket() as free:
