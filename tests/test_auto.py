@@ -274,7 +274,7 @@ def test_later_steps_teach_less_often():
     [
         pytest.param(0, 1.2, 1, id="cheap", marks=pytest.mark.slow),
         pytest.param(3, 1.2, 0, id="longer than asked"),
-        pytest.param(3, float("inf"), 1, id="worth it"),
+        pytest.param(3, float("inf"), 1, id="worth it", marks=pytest.mark.slow),
         pytest.param(300, float("inf"), 0, id="not worth it", marks=pytest.mark.slow),
     ],
 )

@@ -139,6 +139,7 @@ def test_every_step_is_unbiased_and_to_look_at_the_draw_first_is_not():
     assert_unbiased(draw, None, jax.random.key(4), biased=["looking first"])
 
 
+@pytest.mark.slow
 def test_learning_costs_no_second_backward_pass():
     """Of a step that has both estimators anyway, the sums for alpha are a few per cent."""
     learned = gdregs.LearnedMix(("z1", "z2"), where=lambda gradient: gradient.prior_networks)
