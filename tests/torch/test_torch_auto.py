@@ -9,10 +9,11 @@ import gdregs.torch as gt  # noqa: E402
 dist = torch.distributions
 
 
-def teach(auto, num_steps=80):
-    """Many draws at the same parameters, of a posterior for which DReGs has far less variance."""
-    torch.manual_seed(0)
-    phi, theta = (torch.tensor(value, requires_grad=True) for value in (0.95, 0.1))
+def problem():
+    """Parameters, and a loss of a posterior for which DReGs has far less variance."""
+    phi, theta = (
+        torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (0.95, 0.1)
+    )
 
     def loss(posterior_estimator, prior_estimator):
         return -gt.bound(
@@ -24,9 +25,7 @@ def teach(auto, num_steps=80):
             prior_estimator=prior_estimator,
         )
 
-    for _ in range(num_steps):
-        auto.backward(loss, (phi, theta))
-    return auto.strengths
+    return (phi, theta), loss
 
 
 @pytest.mark.parametrize(
@@ -35,5 +34,28 @@ def teach(auto, num_steps=80):
     ids=["both", "posterior", "neither"],
 )
 def test_a_mix_is_used_where_variance_times_work_falls(work, is_used):
-    strengths = teach(gt.Auto(work=work))
-    assert tuple(strength != 0 for strength in strengths) == is_used
+    """After many draws at the same parameters."""
+    torch.manual_seed(0)
+    auto, (parameters, loss) = gt.Auto(work=work), problem()
+    for _ in range(80):
+        auto.backward(loss, parameters)
+    assert tuple(strength != 0 for strength in auto.strengths) == is_used
+
+
+@pytest.mark.parametrize("step", [0, 101], ids=["teaches", "does not teach"])
+def test_a_step_is_a_draw_of_the_mix(step):
+    parameters, loss = problem()
+    auto = gt.Auto()
+    auto.strengths, auto.step = (0.3, 0.7), step
+    estimators = auto.estimators
+    torch.manual_seed(1)
+    value = auto.backward(loss, parameters)
+    assert bool(auto.mean) == (step == 0)
+    torch.manual_seed(1)
+    expected = loss(*estimators)
+    torch.testing.assert_close(value, expected.detach())
+    for parameter, gradient in zip(
+        parameters, torch.autograd.grad(expected, parameters), strict=True
+    ):
+        torch.testing.assert_close(parameter.grad, gradient)
+        assert gradient != 0
