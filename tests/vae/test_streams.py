@@ -221,8 +221,8 @@ def test_memory_does_not_grow_with_the_images():
         )
         arguments = [
             "train", "--dataset", "./own.npy", "--stream", "--quiet", *SMALL, "--epochs", "1",
-            "--batch-size", "500", "--train-images", "2000",
-            "--test-share", str(500 / count), "--out", f"run{count}",
+            "--batch-size", "100", "--train-images", "500",
+            "--test-share", str(100 / count), "--out", f"run{count}",
         ]  # fmt: skip
         process = start("-c", program, *arguments, stdout=subprocess.PIPE)
         out, _ = process.communicate()

@@ -281,7 +281,7 @@ def test_evaluation_covers_every_test_image(data):
 @pytest.mark.slow
 def test_an_evaluation_with_more_samples_is_tighter(data):
     task = make_task(SMALL, data)
-    model = make_model(SMALL, task)
+    model = make_state(SMALL, task).model
     bound = make_evaluation(SMALL, task, task.test)(model).bound
     done = []
     value, error = evaluate_log_marginal(model, SMALL, task, task.test, 200, done.append)
@@ -293,7 +293,7 @@ def test_an_evaluation_with_more_samples_is_tighter(data):
 @pytest.mark.slow
 def test_gradient_quality(data):
     task = make_task(SMALL, data)
-    model = make_model(SMALL, task)
+    model = make_state(SMALL, task).model
 
     def measure(config):
         return jax.jit(
