@@ -186,6 +186,7 @@ def transformed():
     numpyro.sample("z", dist.LogNormal(numpyro.param("loc", 0.1), 1.0))
 
 
+@pytest.mark.many_programs("numpyro sets some automatic guides up operation by operation")
 def test_where_it_pays():
     cases = {
         "small": (local, autoguide.AutoNormal, False),

@@ -14,6 +14,7 @@ from numpyro.primitives import mutable
 import gdregs
 from gdregs.evaluation.windows import window
 from gdregs.numpyro.bound import Bound
+from gdregs.reexpression.reexpress import reexpress
 from means import assert_unbiased
 from numpyro_programs import DATA, PROGRAMS, SCHOOLS, initial_parameters, schools, traced
 
@@ -100,6 +101,28 @@ def test_the_papers_gradients_have_the_mean_of_numpyros(name):
     }
     reference = gradient(RenyiELBO(alpha=0, num_particles=4))
     assert_unbiased(suspects, reference, jax.random.key(0), biased=("stl",))
+
+
+def test_what_an_automatic_guide_draws_follows_the_path_of_the_latents_computed_from_it():
+    """All unconstrained latents in one vector, here the spread's logarithm and z."""
+    model, make_guide, data = PROGRAMS["AutoDiagonalNormal"]
+
+    @jax.jit
+    def latents_and_paths(key, data):
+        guide = make_guide()
+        params = initial_parameters(model, guide, data)
+
+        def path(params):
+            _, posterior, prior, *_ = Bound(2)._read(key, params, model, guide, (data,), {})
+            return reexpress(prior, jax.lax.stop_gradient(posterior.sample(key, (2,))))
+
+        return jax.jvp(path, (params,), (jax.tree.map(jnp.ones_like, params),))
+
+    latents, paths = jax.device_get(latents_and_paths(KEY, data))
+    of_the_logarithm = paths["spread"] / latents["spread"]
+    expected = np.concatenate([of_the_logarithm[:, None], paths["z"]], axis=1)
+    assert np.all(expected != 0)
+    np.testing.assert_allclose(paths["_auto_latent"], expected, rtol=1e-5)
 
 
 def test_particles_in_chunks_and_one_after_another_change_nothing_but_the_draws():
