@@ -1,5 +1,6 @@
 """The experiments measure what they say, and their command leaves what it should."""
 
+import dataclasses
 import functools
 import json
 
