@@ -138,8 +138,15 @@ def test_flows_are_reexpressed_as_their_own_samplers_move(float64, make):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("make", FLOWS.values(), ids=FLOWS)
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(
+            make, id=name, marks=pytest.mark.nightly if name == "flowjax" else pytest.mark.slow
+        )
+        for name, make in FLOWS.items()
+    ],
+)
 def test_bound_is_unbiased_with_flows_on_both_sides(make):
     """Naive against DReGs and GDReGs; STL is biased and must be caught."""
 
