@@ -259,6 +259,27 @@ def test_without_latents():
         assert gradient.item() == pytest.approx(-DATA.sum().item())
 
 
+@pytest.mark.parametrize("vectorize", [True, False])
+@pytest.mark.parametrize("estimators", [("naive", "naive"), ("dregs", "gdregs")])
+def test_latents_outside_of_the_models_support_have_no_weight(vectorize, estimators):
+    def positive(data):
+        rate = pyro.param("rate", torch.tensor(1.5))
+        with pyro.plate("data", len(data)):
+            z = pyro.sample("z", dist.Exponential(rate))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=data)
+
+    def anywhere(data):
+        loc = pyro.param("loc", torch.tensor(0.2))
+        with pyro.plate("data", len(data)):
+            pyro.sample("z", dist.Normal(loc, 1.0))
+
+    bound = Bound(16, None, *estimators, vectorize_particles=vectorize)
+    with pyro.validation_enabled(False):  # Pyro's own check would refuse such a guide
+        assert math.isfinite(bound.loss(positive, anywhere, DATA))
+        found = gradients(bound, positive, anywhere)
+    assert all(one != 0 and one.isfinite() for one in found)
+
+
 class Dropped(torch.nn.Module):
     def __init__(self):
         super().__init__()

@@ -43,6 +43,13 @@ def conjugate(estimators, copies=1, **options):
     return torch.autograd.grad(value.sum(), parameters)
 
 
+class Totals(gt.Objective):
+    """It adds up the datapoints too."""
+
+    def __call__(self, log_weights):
+        return log_weights.mean()
+
+
 class Unruled(dist.Distribution):
     """Continuous, and without a path."""
 
@@ -242,6 +249,7 @@ def bad(**options):
         ({"num_gradient_samples": 0}, ValueError, "num_gradient_samples must be at least 1"),
         ({"posterior_estimator": "best"}, ValueError, "posterior_estimator must be one of"),
         ({"prior_estimator": "best"}, ValueError, "prior_estimator must be one of"),
+        ({"objective": Totals()}, ValueError, "Totals maps log-weights of shape .* to shape"),
         ({"objective": "iwae"}, TypeError, "objective must be an instance of a gdregs.torch.Obj"),
         (
             {"prior_estimator": PriorEstimator({"a": 0.5})}, TypeError,
@@ -262,6 +270,11 @@ def test_bad_input_is_named(options, error, message):
         bad(**options)
 
 
+def test_the_order_of_the_elbo_is_refused():
+    with pytest.raises(ValueError, match="is the ELBO"):
+        gt.VRIWAE(1)
+
+
 def test_hierarchies_are_checked():
     normal = dist.Normal(torch.zeros(2), 1.0)
     with pytest.raises(ValueError, match="unknown parents"):
@@ -270,6 +283,12 @@ def test_hierarchies_are_checked():
         gt.Hierarchy({"a": (lambda b: normal, ("b",)), "b": (lambda a: normal, ("a",))})
     with pytest.raises(TypeError, match="must be a pair"):
         gt.Hierarchy({"a": normal})
+    stubborn = {"a": (normal, ()), "b": (lambda a: normal, ("a",))}
+    with pytest.raises(ValueError, match=r"'b' was drawn with shape .* without the leading axes"):
+        gt.Hierarchy(stubborn).sample((3,))
+    vectors = gt.Hierarchy({"a": (normal, ()), "b": (dist.Independent(normal, 1), ())})
+    with pytest.raises(ValueError, match="log-densities of the latents have different shapes"):
+        vectors.log_prob(vectors.sample((3,)))
     with pytest.raises(ValueError, match=r"the alphas are for \['b'\], but the prior's latents"):
         bad(
             prior=gt.Hierarchy({"a": (normal, ())}),
