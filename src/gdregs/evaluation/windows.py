@@ -15,7 +15,7 @@ import jax
 import jax.extend.random as jer
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import Array, Int, Key, PRNGKeyArray
 
 _THREEFRY = "threefry2x32"
 _WHOLE = np.array([0, 0, 1], np.uint32)  # from row 0 on, part 0 of 1
@@ -61,6 +61,20 @@ def whole(key: PRNGKeyArray) -> PRNGKeyArray:
         return key
     words = jnp.concatenate([jax.random.key_data(key), _WHOLE])
     return jax.random.wrap_key_data(words, impl=_WINDOWED_THREEFRY)
+
+
+def split_rows(key: PRNGKeyArray, count: int) -> Key[Array, "{count}"]:
+    """A key for each of the next samples: those of `jax.random.split` from the window's row on.
+
+    For samplers that draw each sample by itself: children of a window have its row in common, and
+    would draw the numbers of the samples after them.
+    """
+    if not is_window(key):
+        return jax.random.split(key, count)
+    words = jax.random.key_data(key)
+    base = jax.random.wrap_key_data(words[:2], impl=_THREEFRY)
+    rows = words[2] + jnp.arange(count, dtype=jnp.uint32)
+    return jax.vmap(lambda row: jax.random.fold_in(base, row))(rows)
 
 
 def is_window(key: PRNGKeyArray) -> bool:

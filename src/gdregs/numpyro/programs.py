@@ -18,6 +18,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from numpyro import handlers
 from numpyro.primitives import Messenger
 
+from gdregs.evaluation.windows import split_rows
 from gdregs.reexpression.paths import refuse_differentiation, with_path
 from gdregs.reexpression.reexpress import NoReexpressionError, reexpress
 from gdregs.reexpression.reparameterized import is_reparameterized
@@ -101,7 +102,7 @@ class Guide(Program):
 
     def sample(self, key: PRNGKeyArray, sample_shape: tuple[int]) -> Values:
         """Draw particles; keys are split as numpyro's own objectives split them."""
-        return jax.vmap(lambda key: self._draw(key)[0])(jax.random.split(key, sample_shape))
+        return jax.vmap(lambda key: self._draw(key)[0])(split_rows(key, sample_shape[0]))
 
     def sample_and_log_prob(self, key: PRNGKeyArray, sample_shape: tuple[int]) -> Any:
         """The same particles with their log-density, from one run."""
@@ -111,7 +112,7 @@ class Guide(Program):
             batch = next(iter(z.values())).shape[: len(self.layout.dims)]
             return z, jnp.broadcast_to(self.layout.add_up(list(sites.values())), batch)
 
-        return jax.vmap(draw)(jax.random.split(key, sample_shape))
+        return jax.vmap(draw)(split_rows(key, sample_shape[0]))
 
     def _draw(self, key: PRNGKeyArray) -> tuple[Values, Sites]:
         """One particle, and the sites that it was drawn at."""
