@@ -159,7 +159,7 @@ def selections_of(mutant: Mutant, *, first: bool) -> list[tuple[str, list[str]]]
     is_torch = mutant.file.startswith(("torch/", "pyro/"))
     where = [*mutant.where.split(), "--jaxtyping-packages=", "-m"]
     if is_torch:
-        return [("whole", [*where, "slow or not slow"])]
+        return [("whole", [*where, "not nightly"])]
     chosen = [("pytest", [*where, FAST])]
     if not first:
         rest = ["--jaxtyping-packages=", "tests", "-m"]
