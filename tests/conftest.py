@@ -82,7 +82,8 @@ def pytest_pyfunc_call(pyfuncitem):
     found, many = programs.counted(), pyfuncitem.get_closest_marker("many_programs")
     if many is not None and not many.args:
         pytest.fail("many_programs takes the reason")
-    if len(found) > programs.MOST and not many and not pyfuncitem.get_closest_marker("slow"):
+    is_fast = not any(map(pyfuncitem.get_closest_marker, ("slow", "nightly")))
+    if len(found) > programs.MOST and is_fast and not many:
         pytest.fail(
             f"{len(found)} programs were compiled, of {programs.MOST} at most (put operations into"
             f" one jax.jit, set up in numpy, look for refusals under jax.eval_shape): {found}",
@@ -104,9 +105,12 @@ def pytest_collection_finish():
     gc.set_threshold(10_000, 10, 10)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Count no lines where that only takes time."""
+    """A nightly case of a slow test is not slow; no lines are counted where that takes time."""
     for item in items:
+        if item.get_closest_marker("nightly"):
+            item.own_markers = [mark for mark in item.own_markers if mark.name != "slow"]
         if item.get_closest_marker("slow") and not item.nodeid.startswith(COUNTED):
             item.add_marker("no_cover")
 
