@@ -10,11 +10,11 @@ import pytest
 from commands import start
 from gdregs.vae import read_metrics
 
-# An epoch takes about a second, so that one is under way at most of the moments.
-COMMAND = [
-    "-m", "gdregs", "train", "--num-layers", "1", "--latent-size", "20", "--hidden-size", "100",
-    "--num-samples", "64", "--gradient-samples", "0", "--test-images", "64", "--epochs", "100000",
-]  # fmt: skip
+# The default settings, compiled as users have it: an epoch has to outlast the end of Python, about
+# 3 s, for its program to be at work then. (Two of six interrupts ended in a segmentation fault so;
+# with epochs of 2 s, none of ten.)
+COMMAND = ["-m", "gdregs", "train", "--epochs", "100000"]
+OPTIMISED = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
 LINE = "gdregs: interrupted; the same command continues from here."
 
 
@@ -37,12 +37,13 @@ def can_be_interrupted():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("can_be_interrupted")
-def test_ten_interrupts_end_with_130_and_the_run_goes_on(tmp_path):
-    """At ten moments of an epoch and what follows it; XLA's threads may be at work in any."""
+def test_interrupts_end_with_130_and_the_run_goes_on(tmp_path):
+    """At six moments of an epoch and what follows it; XLA's threads may be at work in any."""
     folder, codes, endings = tmp_path / "run", [], []
-    for delay in np.linspace(0, 0.4, 10):
+    for delay in np.linspace(0, 0.4, 6):
         done = len(read_metrics(folder))
-        process = start(*COMMAND, "--out", folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        process = start(*COMMAND, "--out", folder, env=OPTIMISED, **pipes)
         try:
             wait_for_an_epoch(process, folder, done)
             time.sleep(delay)
@@ -54,8 +55,8 @@ def test_ten_interrupts_end_with_130_and_the_run_goes_on(tmp_path):
         codes.append(process.returncode)
         endings.append(errors.splitlines()[-1:])
         assert len(read_metrics(folder)) > done, errors
-    assert codes == [130] * 10
-    assert endings == [[LINE]] * 10
+    assert codes == [130] * 6
+    assert endings == [[LINE]] * 6
     assert "Traceback" not in errors
     epochs = [row["epoch"] for row in read_metrics(folder)]
     assert epochs == list(range(1, len(epochs) + 1))
