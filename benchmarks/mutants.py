@@ -20,6 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,7 +89,7 @@ MUTANTS = (
            "tests/evaluation/test_resampling.py"),
     Mutant("weights are not divided", "evaluation/choose.py",
            "v / jnp.where(probabilities > 0, probabilities, 1)", "v",
-           "tests/test_bound.py tests/test_unbiased.py"),
+           "tests/test_bound.py tests/test_keys.py"),
     Mutant("weight that is no number", "evaluation/weights.py",
            "jnp.where(jnp.isnan(log_weights), -jnp.inf, log_weights)", "log_weights",
            "tests/test_bound.py"),
@@ -104,7 +106,7 @@ MUTANTS = (
     Mutant("path of a gamma", "reexpression/families/implicit.py",
            "return gamma_path(concentration, stop(z * rate)) / rate",
            "return gamma_path(concentration, stop(z * rate)) * rate",
-           "tests/reexpression"),
+           "tests/reexpression/test_families.py"),
     Mutant("mask of a chain", "sequences/densities.py",
            "jnp.sum(terms if present is None else jnp.where(present, terms, 0), axis=0)",
            "jnp.sum(terms, axis=0)", "tests/test_chain.py"),
@@ -113,19 +115,23 @@ MUTANTS = (
            "        return jnp.moveaxis", "tests/test_chain.py"),
     Mutant("scale of a subsample", "numpyro/bound.py",
            'return {"loss": -total * prior.layout.scale, "mutable_state": mutable}',
-           'return {"loss": -total, "mutable_state": mutable}', "tests/numpyro"),
+           'return {"loss": -total, "mutable_state": mutable}',
+           "tests/numpyro/test_numpyro.py"),
     Mutant("handlers.scale", "numpyro/programs.py",
-           'log_prob = log_prob * (site["scale"] / self.scale)', "pass", "tests/numpyro"),
+           'log_prob = log_prob * (site["scale"] / self.scale)', "pass",
+           "tests/numpyro/test_numpyro.py"),
     Mutant("hidden parameters", "reexpression/paths.py",
            "return hoisted(*arguments, *map(guard, values))",
            "return hoisted(*arguments, *values)", "tests/test_closures.py"),
     # PyTorch and Pyro.
     Mutant("PyTorch: weights are not divided", "torch/weights.py",
            "kept = take_rows(v, index) / torch.where(is_kept, probabilities,"
-           " torch.ones_like(probabilities))", "kept = take_rows(v, index)", "tests/torch"),
+           " torch.ones_like(probabilities))", "kept = take_rows(v, index)",
+           "tests/torch/test_torch_bound.py"),
     Mutant("Pyro: mask", "pyro/programs.py",
            'return scale_and_mask(log_prob, site["scale"] / self.scale, site["mask"])',
-           'return scale_and_mask(log_prob, site["scale"] / self.scale, None)', "tests/pyro"),
+           'return scale_and_mask(log_prob, site["scale"] / self.scale, None)',
+           "tests/pyro/test_pyro_bound.py"),
 )  # fmt: skip
 
 
@@ -157,7 +163,7 @@ def caught_by(mutant: Mutant, selections: list[list[str]]) -> tuple[str, float] 
 def selections_of(mutant: Mutant, *, first: bool) -> list[tuple[str, list[str]]]:
     """What to run, in turn, and to which suite it belongs."""
     is_torch = mutant.file.startswith(("torch/", "pyro/"))
-    where = [*mutant.where.split(), "--jaxtyping-packages=", "-m"]
+    where = [*mutant.where.split(), "-n", "0", "--jaxtyping-packages=", "-m"]
     if is_torch:
         return [("whole", [*where, "not nightly"])]
     chosen = [("pytest", [*where, FAST])]
@@ -167,26 +173,37 @@ def selections_of(mutant: Mutant, *, first: bool) -> list[tuple[str, list[str]]]
     return chosen
 
 
+def judge(first: bool, mutant: Mutant) -> dict:
+    """The suite, and the first test in it, that catches a fault."""
+    row = {"file": mutant.file, "old": mutant.old, "new": mutant.new, "suite": None}
+    for suite, selection in selections_of(mutant, first=first):
+        found = caught_by(mutant, [selection])
+        if found:
+            return row | {"suite": suite, "test": found[0], "seconds": round(found[1], 1)}
+    return row
+
+
 def main() -> int:
     """Run what was asked for, and write what was found."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="parts of names, separated by commas")
     parser.add_argument("--first", action="store_true", help="only the files named with each")
+    parser.add_argument("--jobs", type=int, default=2, help="how many faults at a time")
     arguments = parser.parse_args()
     wanted = [part.strip().lower() for part in arguments.only.split(",") if part.strip()]
     path = RESULTS / "mutants.json"
     rows = json.loads(path.read_text())["mutants"] if path.exists() else {}
-    for mutant in MUTANTS:
-        if wanted and not any(part in mutant.name.lower() for part in wanted):
-            continue
-        row = {"file": mutant.file, "old": mutant.old, "new": mutant.new, "suite": None}
-        for suite, selection in selections_of(mutant, first=arguments.first):
-            found = caught_by(mutant, [selection])
-            if found:
-                row |= {"suite": suite, "test": found[0], "seconds": round(found[1], 1)}
-                break
-        rows[mutant.name] = row
-        print(f"{mutant.name}: {row['suite']} {row.get('test', 'NOT CAUGHT')}", flush=True)
+    chosen = [
+        mutant
+        for mutant in MUTANTS
+        if not wanted or any(part in mutant.name.lower() for part in wanted)
+    ]
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        for mutant, row in zip(
+            chosen, pool.map(partial(judge, arguments.first), chosen), strict=True
+        ):
+            rows[mutant.name] = row
+            print(f"{mutant.name}: {row['suite']} {row.get('test', 'NOT CAUGHT')}", flush=True)
     rows = {m.name: rows[m.name] for m in MUTANTS if m.name in rows}
     summary = {
         "command": "python benchmarks/mutants.py",
