@@ -10,7 +10,7 @@ import pytest
 from numpyro.distributions import transforms
 
 import compiler_flags
-import covering
+import nights
 import programs
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -47,7 +47,7 @@ def pytest_configure(config):
     if "PYTEST_XDIST_WORKER" in os.environ:
         return
     compiler_flags.choose_fastest()
-    covering.choose_night()
+    nights.choose_night()
     # Else each worker has a thread for every core, with which PyTorch's tests took twice as long.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if not config.pluginmanager.has_plugin("cacheprovider"):

@@ -13,6 +13,7 @@ import gdregs
 import models
 import reference
 from models import OBJECTIVES
+from nights import drawn
 
 KEY = jax.random.key(7)
 POINTS = np.array([0.3, -1.0])
@@ -134,14 +135,20 @@ STREAMS = {
 
 
 @pytest.mark.parametrize(
-    "case",
+    ("name", "chunk_size", "num_gradient_samples"),
     [
-        pytest.param(case, marks=() if case.endswith(("over", "passes")) else pytest.mark.slow)
-        for case in STREAMS
+        *(
+            pytest.param(
+                *row,
+                id=case,
+                marks=() if case.endswith(("over", "passes")) else pytest.mark.slow,
+            )
+            for case, row in STREAMS.items()
+        ),
+        *drawn(OBJECTIVES, (1, 4, 5, 6, 11, 20), (None, 1, 3, 11)),
     ],
 )
-def test_streaming_changes_nothing(float64, case):
-    name, chunk_size, num_gradient_samples = STREAMS[case]
+def test_streaming_changes_nothing(float64, name, chunk_size, num_gradient_samples):
 
     @jax.jit
     def run(phi, theta):

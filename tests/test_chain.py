@@ -1,7 +1,5 @@
 """Chains are the hierarchies that they unroll to."""
 
-import itertools
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -14,6 +12,7 @@ import chains
 import gdregs
 from chains import Decay
 from models import OBJECTIVES, PAIRS_WITH_EACH
+from nights import drawn
 
 # A gap, and an end before the others', which is a late start backward.
 MASK = np.array([[True, True], [False, True], [True, False]])
@@ -114,10 +113,7 @@ def test_samples_densities_and_paths_are_those_of_the_hierarchy(float64, variant
         pytest.param("backward", "loop", "own", None, marks=pytest.mark.slow),
         pytest.param("masked", "loop", "iwae", None, marks=pytest.mark.slow),
         pytest.param("recurrent", "loop", "iwae", 2, marks=pytest.mark.slow),
-        *(
-            pytest.param("forward", "loop", name, kept, marks=pytest.mark.nightly)
-            for name, kept in zip(OBJECTIVES, itertools.cycle((2, None)), strict=False)
-        ),
+        *drawn(VARIANTS, ("loop",), OBJECTIVES, (None, 2)),
     ],
 )
 def test_every_estimator_is_that_of_the_hierarchy(float64, variant, form, objective, kept):

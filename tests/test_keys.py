@@ -13,6 +13,7 @@ import gdregs
 from gdregs.evaluation import choose
 from gdregs.numpyro.bound import Bound
 from means import assert_unbiased
+from nights import drawn
 
 KEY = jax.random.key(3)
 K, DATAPOINTS = 6, 3
@@ -34,6 +35,9 @@ POSTERIORS = {
         }
     ),
 }
+
+
+OBJECTIVES = (gdregs.IWAE(), gdregs.JVI(), gdregs.VRIWAE(0.4))
 
 
 def weights_added_up(posterior, objective, **options):
@@ -68,6 +72,7 @@ def weights_added_up(posterior, objective, **options):
                 ("hierarchy", gdregs.JVI(), 4),
             )
         ),
+        *drawn(POSTERIORS, OBJECTIVES, (1, 2, 4, 5)),
     ],
 )
 def test_weights_add_up_to_1_whatever_the_blocks(name, objective, chunk_size):
