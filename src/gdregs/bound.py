@@ -114,8 +114,10 @@ def bound(
         num_gradient_samples: M. The backward pass runs on M of the K samples, resampled by weight
             without bias. None, or K and more: on all. A posterior that has no re-expression rule
             runs it on all.
-        chunk_size: Hold at most this many samples in memory at a time. Value and gradient stay the
-            same; samples are evaluated again where they are needed again. None holds all.
+        chunk_size: Hold at most this many samples in memory at a time; they are drawn and evaluated
+            again where they are needed again. None holds all. Samplers that draw row by row (all
+            location-scale families) draw the same samples either way, others (Gamma, Beta) other
+            ones.
         indirect_scores: `keep`, or `drop` to study what is lost without the indirect score
             functions of a `gdregs.Hierarchy` (Sec. 3): the gradient is then biased.
 
