@@ -10,7 +10,7 @@ dist = torch.distributions
 K, X = 8, torch.linspace(-1, 1, 15).reshape(3, 5)
 NAIVE = {"posterior_estimator": "naive", "prior_estimator": "naive"}
 FEW, BLOCKS = {"num_gradient_samples": 4}, {"chunk_size": 3}
-ANEW, MIXED = "gives the samples of the backward pass other values", "normalises over importance"
+ANEW = "gives the samples of the backward pass other values"
 
 
 class Decoder(torch.nn.Module):
@@ -39,11 +39,8 @@ def bound(network, **options):
         (torch.nn.Dropout(0.5), {}, None),
         (torch.nn.Dropout(0.5), FEW, ANEW),
         (torch.nn.Dropout(0.5), BLOCKS, ANEW),
-        (torch.nn.BatchNorm1d(2), {}, MIXED),
-        (torch.nn.BatchNorm1d(2), FEW, MIXED),
         (torch.nn.BatchNorm1d(2), NAIVE, None),  # all of F is differentiated
-        (torch.nn.BatchNorm1d(2), NAIVE | FEW, MIXED),
-        (torch.nn.BatchNorm1d(2), {"objective": gt.ELBO()}, None),  # v and c are constants
+        (torch.nn.BatchNorm1d(2), FEW, ANEW),
         (torch.nn.BatchNorm1d(2), {"objective": gt.ELBO(), **FEW}, ANEW),
         (torch.nn.LayerNorm(2), FEW, None),
     ],
@@ -58,9 +55,6 @@ def test_noise_and_normalisation_in_a_likelihood(layer, options, message):
             bound(network, **options)
     network.eval()
     bound(network, **options).backward()
-    with torch.no_grad():
-        network.train()
-        bound(network)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +62,7 @@ def test_noise_and_normalisation_in_a_likelihood(layer, options, message):
     [
         (torch.nn.Dropout(0.5), {}, None),
         (torch.nn.Dropout(0.5), FEW, ANEW),
-        (torch.nn.BatchNorm1d(2), {}, "The conditional of 'b' normalises over importance samples"),
+        (torch.nn.BatchNorm1d(2), FEW, ANEW),
     ],
 )
 def test_noise_and_normalisation_in_a_conditional(layer, options, message):

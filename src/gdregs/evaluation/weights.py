@@ -213,8 +213,8 @@ def log_weights(
         likelihood: `z -> log p(x|z)`, `[K, *batch]`.
         key: A JAX random key.
         num_samples: K.
-        chunk_size: Compute this many samples at a time, to save memory: those of `gdregs.bound` with
-            the same `chunk_size`.
+        chunk_size: Compute this many samples at a time, to save memory: those that `gdregs.bound`
+            draws with the same `chunk_size`.
 
     Returns:
         `[K, *batch]`, in nats.

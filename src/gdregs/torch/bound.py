@@ -15,11 +15,10 @@ from torch import Tensor
 
 from gdregs.shared.checks import check_objective, positive_integer
 from gdregs.shared.graphs import check_mix
-from gdregs.shared.tables import find_posterior_estimator, find_prior_estimator, is_naive
+from gdregs.shared.tables import find_posterior_estimator, find_prior_estimator
 from gdregs.torch.autograd import with_path
-from gdregs.torch.guards import mixing_samples
 from gdregs.torch.hierarchy import Hierarchy
-from gdregs.torch.objectives import ELBO, IWAE, Objective
+from gdregs.torch.objectives import IWAE, Objective
 from gdregs.torch.pull import look_and_pull, pull
 from gdregs.torch.traced import can_be_traced, traced_pull
 from gdregs.torch.weights import choose, drawing_from, look, look_at, read_model, sizes, weigh
@@ -101,18 +100,11 @@ def bound(
         kept_at_most = positive_integer("num_gradient_samples", num_gradient_samples)
         num_kept = min(kept_at_most, num_kept)
     is_whole = num_kept == model.num_samples and len(sizes(model)) == 1
-    # The naive gradient of all samples is right whatever the log-weights depend on.
-    may_mix = (
-        not torch.is_grad_enabled()
-        or model.num_samples == 1
-        or isinstance(objective, ELBO)
-        or (is_whole and is_naive(posterior_row, prior_row))
-    )
     is_traced = torch.compiler.is_compiling() and can_be_traced(model, num_kept, prior_row)
     if is_whole and torch.is_grad_enabled() and not is_traced:
-        with drawing_from(generator), mixing_samples(allowed=may_mix):
+        with drawing_from(generator):
             return with_path(*look_and_pull(model, objective, posterior_row, prior_row))
-    with torch.no_grad(), drawing_from(generator), mixing_samples(allowed=may_mix):
+    with torch.no_grad(), drawing_from(generator):
         z, log_weights = look(model)
         value, weighed = weigh(objective, z, log_weights)
         weighed = weighed._replace(log_weights=log_weights)

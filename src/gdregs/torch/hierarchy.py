@@ -1,6 +1,5 @@
 """Joint distributions over a directed acyclic graph of latents, and walks along them."""
 
-import contextlib
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -10,7 +9,6 @@ from torch import Tensor, nn
 
 from gdregs.shared.graphs import check_names, is_distribution, read_node, topological_order
 from gdregs.torch.autograd import Switch, gate, link
-from gdregs.torch.guards import alone
 from gdregs.torch.reexpress import reexpress
 
 Latents = Any
@@ -171,8 +169,7 @@ def walk_graph(
         # Copies of the parents are this child's alone: a derivative by one ends there, and does not
         # go on to a parent's own parents.
         above = {parent: seen[parent].view_as(seen[parent]) for parent in parents}
-        with alone(f"conditional of {name!r}") if parents else contextlib.nullcontext():
-            conditional = part.conditional(name, above)
+        conditional = part.conditional(name, above)
         seen[name] = leaf = leaf_of(name, conditional)
         terms[name] = conditional.log_prob(leaf)
         if needs_path:

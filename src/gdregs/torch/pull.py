@@ -51,7 +51,7 @@ def _pull(model: Model, weighed: Weighed, posterior_row: Any, prior_row: Any) ->
             q = walk(model.posterior, unnamed(leaves), posterior_row.has_path, switch)
         p = _walk_prior(model.prior, leaves, prior_row, switch)
     walks, shares = Walks(leaves, q, p), Shares()
-    log_likelihood = model.log_likelihood(forked(walks, shares))
+    log_likelihood = model.likelihood(forked(walks, shares))
     if weighed.log_weights is not None:
         terms = log_likelihood, p.log_prob, -q.log_prob
         check_same_weights(weighed.log_weights, terms, weighed.v != 0)
@@ -76,7 +76,7 @@ def look_and_pull(
         with torch.no_grad():
             moved, inside, log_prior = settle(model.prior, z)
             log_weights = read_log_weights(
-                moved, size, q.log_prob, log_prior, model.log_likelihood(moved)
+                moved, size, q.log_prob, log_prior, model.likelihood(moved)
             )
             if inside is not None:
                 log_weights = log_weights.masked_fill(~inside, -torch.inf)
@@ -84,7 +84,7 @@ def look_and_pull(
             weighed = weighed._replace(log_weights=log_weights)
         return value, pull(model, weighed, posterior_row, prior_row)
     walks, shares = Walks(named(z), q, p), Shares()
-    log_likelihood = model.log_likelihood(forked(walks, shares))
+    log_likelihood = model.likelihood(forked(walks, shares))
     with torch.no_grad():
         log_weights = read_log_weights(z, size, q.log_prob, p.log_prob, log_likelihood)
         value, weighed = weigh(objective, walks.leaves, log_weights)

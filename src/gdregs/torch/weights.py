@@ -18,7 +18,6 @@ from gdregs.shared.checks import (
     positive_integer,
 )
 from gdregs.torch.autograd import Switch
-from gdregs.torch.guards import alone
 from gdregs.torch.hierarchy import Latents, draw_and_walk
 from gdregs.torch.objectives import Objective
 from gdregs.torch.resampling import resample, take_rows
@@ -33,11 +32,6 @@ class Model(NamedTuple):
     likelihood: Any
     num_samples: int
     chunk_size: int | None
-
-    def log_likelihood(self, z: Latents) -> Tensor:
-        """Log p(x|z), of each sample by itself."""
-        with alone("likelihood"):
-            return self.likelihood(z)
 
 
 class Weighed(NamedTuple):
@@ -117,7 +111,7 @@ def look_at(model: Model, size: int) -> tuple[dict[Any, Tensor], Tensor]:
     z, drawn = draw_and_walk(model.posterior, torch.Size([size]), False, Switch())
     check_draws(z, size)
     z, inside, log_prior = settle(model.prior, z)
-    log_weights = read_log_weights(z, size, drawn.log_prob, log_prior, model.log_likelihood(z))
+    log_weights = read_log_weights(z, size, drawn.log_prob, log_prior, model.likelihood(z))
     if inside is not None:
         log_weights = log_weights.masked_fill(~inside, -math.inf)
     return named(z), log_weights
