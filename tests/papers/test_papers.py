@@ -219,7 +219,7 @@ def test_reproduce_leaves_results_figures_and_a_page(capsys, tmp_path):
     assert "--seed must not be negative" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.usefixtures("quicker")
 def test_reproduce_several_trainings(tmp_path):
     assert main(["reproduce", "linear-vae-trainings", "--quick", "--out", str(tmp_path)]) == 0
@@ -359,7 +359,7 @@ def test_the_page_of_lengths(tmp_path):
     assert "1 of 36 cells have been trained" in format_coverage(tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_reproduce_sequences(tmp_path):
     assert main(["reproduce", "sequences", "--quick", "--out", str(tmp_path)]) == 0
     content = json.loads((tmp_path / "sequences.json").read_text())
