@@ -7,6 +7,7 @@ import numpyro.distributions as dist
 import pytest
 
 import gdregs
+from chains import Decay, kalman
 from fivo import PARAMETERS, POSTERIOR, K, T, X, chains
 from means import assert_unbiased
 
@@ -95,6 +96,24 @@ def test_one_block_is_the_importance_weighted_bound():
     filtered, whole = map(np.asarray, draws(jax.random.key(0)))
     error = np.hypot(np.std(filtered), np.std(whole)) / len(whole) ** 0.5
     assert abs(np.mean(filtered) - np.mean(whole)) < 4 * error
+
+
+def test_weights_of_a_filter_have_the_mean_of_the_likelihood():
+    """Exp F is unbiased for p(x), if draws and choices of ancestors have keys of their own."""
+    x, factor, noise = np.array([1.5, -1.0, 1.2, -1.4], np.float32), 0.9, 0.6
+    exact, _ = kalman(x, factor, 0.5, noise)
+
+    def weight(key):
+        prior = gdregs.Chain(dist.Normal(0.0, 1.0), Decay(factor), length=len(x))
+        bound = gdregs.fivo(
+            prior, prior, lambda z, x: dist.Normal(z, noise).log_prob(x), x, key=key, num_samples=3
+        )
+        return jnp.exp(bound - exact)
+
+    found = np.asarray(jax.jit(jax.vmap(weight))(jax.random.split(jax.random.key(0), 40_000)))
+    error = found.std() / len(found) ** 0.5
+    assert abs(found.mean() - 1) < 4.5 * error
+    assert error < 0.03
 
 
 @pytest.mark.slow

@@ -30,20 +30,22 @@ def test_density_and_samples_follow_the_graph(float64):
             with jax.numpy_rank_promotion("allow"):
                 noise[name] = (z[name] - loc) / scale
         means = jax.tree.map(lambda leaf: (jnp.mean(leaf, 0), jnp.var(leaf, 0)), noise)
+        together = [jnp.mean(noise[a] * noise[b], 0) for a, b in ("ab", "ac", "bc")]
         expected = reference.density(phi, reference.POSTERIOR, few, x)
         # Moving a latent changes its own density and its children's, and no other.
         moved = {**few, "b": few["b"] + 1}
         terms, moved = posterior.log_probs(few), posterior.log_probs(moved)
-        return z, means, posterior.log_prob(few), expected, terms, moved
+        return z, means, together, posterior.log_prob(few), expected, terms, moved
 
     posterior = models.posterior(phi, x)
     again = jax.tree.unflatten(jax.tree.structure(posterior), jax.tree.leaves(posterior))
-    z, means, density, expected, terms, moved = jax.device_get(run(again))
+    z, means, together, density, expected, terms, moved = jax.device_get(run(again))
     assert {name: value.shape for name, value in z.items()} == dict.fromkeys("abc", (size, 3, 2))
     np.testing.assert_allclose(density, expected, rtol=1e-12)
     for mean, variance in means.values():
         np.testing.assert_allclose(mean, 0, atol=5 / size**0.5)
         np.testing.assert_allclose(variance, 1, atol=5 * (2 / size) ** 0.5)
+    np.testing.assert_allclose(together, 0, atol=5 / size**0.5)  # each has a key of its own
     assert set(terms) == set(z)
     np.testing.assert_allclose(sum(terms.values()), density, rtol=1e-12)
     changed = {name for name in terms if not np.allclose(terms[name], moved[name])}

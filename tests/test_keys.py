@@ -40,7 +40,7 @@ POSTERIORS = {
 OBJECTIVES = (gdregs.IWAE(), gdregs.JVI(), gdregs.VRIWAE(0.4))
 
 
-def weights_added_up(posterior, objective, **options):
+def weights_added_up(posterior, objective, key=KEY, **options):
     """The derivative of the bounds by a constant that is added to the log-likelihood."""
 
     def total(constant):
@@ -51,7 +51,7 @@ def weights_added_up(posterior, objective, **options):
 
         return jnp.sum(
             gdregs.bound(
-                posterior, posterior, likelihood, key=KEY, num_samples=K, objective=objective,
+                posterior, posterior, likelihood, key=key, num_samples=K, objective=objective,
                 posterior_estimator="naive", prior_estimator="naive", **options,
             )
         )  # fmt: skip
@@ -79,6 +79,19 @@ def test_weights_add_up_to_1_whatever_the_blocks(name, objective, chunk_size):
     """The look and the surrogate are of the same samples, however a family draws them."""
     found = jax.jit(lambda: weights_added_up(POSTERIORS[name], objective, chunk_size=chunk_size))()
     np.testing.assert_allclose(found, DATAPOINTS, rtol=1e-4)
+
+
+def test_weights_of_kept_samples_add_up_to_1_on_average():
+    """Over 4,000 keys, with M = 2 of K = 6: a kept sample stands for those that are not."""
+
+    def weights(key):
+        posterior = POSTERIORS["normal"]
+        return weights_added_up(posterior, gdregs.IWAE(), key, num_gradient_samples=2)
+
+    found = np.asarray(jax.jit(jax.vmap(weights))(jax.random.split(KEY, 4000)))
+    error = found.std() / len(found) ** 0.5
+    assert abs(found.mean() - DATAPOINTS) < 4.5 * error + 1e-4
+    assert error < 0.05
 
 
 def normal_model():

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+import scipy.stats
 
 import gdregs
 from gdregs.shared.tables import find_posterior_estimator, find_prior_estimator
@@ -212,3 +213,24 @@ def rows_of(pairs):
         for posterior, prior in pairs
     ]
     return jax.tree.map(lambda *numbers: np.array(numbers, float), *rows)
+
+
+def kalman(x, factor, spread, noise):
+    """The log-likelihood of a scalar linear-Gaussian state-space model, and its smoother.
+
+    z_1 ~ N(0, 1), z_t ~ N(factor z_{t-1}, spread^2), x_t ~ N(z_t, noise^2). The smoother runs
+    backward: z_t given z_{t+1} is N(gain_t z_{t+1} + shift_t, width_t^2).
+    """
+    total, mean, variance = 0.0, 0.0, 1.0
+    smoother = []
+    for t, value in enumerate(x):
+        if t:
+            ahead_mean, ahead = factor * mean, factor**2 * variance + spread**2
+            gain = factor * variance / ahead
+            smoother.append((gain, mean - gain * ahead_mean, np.sqrt(variance - gain**2 * ahead)))
+            mean, variance = ahead_mean, ahead
+        total += scipy.stats.norm(mean, np.sqrt(variance + noise**2)).logpdf(value)
+        update = variance / (variance + noise**2)
+        mean, variance = mean + update * (value - mean), (1 - update) * variance
+    smoother.append((0.0, mean, np.sqrt(variance)))
+    return total, np.array(smoother).T
