@@ -1,4 +1,4 @@
-"""Twenty-four one-line faults, put into the source one at a time: which test catches which?
+"""Twenty-five one-line faults, put into the source one at a time: which test catches which?
 
     python benchmarks/mutants.py                  # all, into results/mutants.json and mutants.md
     python benchmarks/mutants.py --only fork,jvi  # some
@@ -99,9 +99,11 @@ MUTANTS = (
     Mutant("one key for all latents", "hierarchy.py",
            "keys = jax.random.split(key, len(self.parents))",
            "keys = [key] * len(self.parents)", "tests/test_hierarchy.py"),
-    Mutant("swapped keys", "filtering.py",
-           "draw_key, choose_key = jax.random.split(key)",
-           "draw_key = choose_key = jax.random.split(key)[0]", "tests/test_filtering.py"),
+    Mutant("swapped keys", "evaluation/choose.py",
+           "_RESAMPLING = 2**32 - 1", "_RESAMPLING = 4", "tests/test_keys.py"),
+    Mutant("particles are not chosen", "filtering.py",
+           "ancestors = jnp.where(resampled, chosen, same)",
+           "ancestors = same", "tests/test_filtering.py"),
     # Paths, chains, masks, programs.
     Mutant("path of a gamma", "reexpression/families/implicit.py",
            "return gamma_path(concentration, stop(z * rate)) / rate",
@@ -206,7 +208,7 @@ def main() -> int:
             print(f"{mutant.name}: {row['suite']} {row.get('test', 'NOT CAUGHT')}", flush=True)
     rows = {m.name: rows[m.name] for m in MUTANTS if m.name in rows}
     summary = {
-        "command": "python benchmarks/mutants.py",
+        "command": " ".join(["python benchmarks/mutants.py", *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
         "hardware": platform.processor() or platform.machine(),
         "mutants": rows,

@@ -99,7 +99,7 @@ def test_one_block_is_the_importance_weighted_bound():
 
 
 def test_weights_of_a_filter_have_the_mean_of_the_likelihood():
-    """Exp F is unbiased for p(x), if draws and choices of ancestors have keys of their own."""
+    """Exp F is unbiased for p(x), exactly if ancestors are chosen by their weights."""
     x, factor, noise = np.array([1.5, -1.0, 1.2, -1.4], np.float32), 0.9, 0.6
     exact, _ = kalman(x, factor, 0.5, noise)
 
