@@ -66,14 +66,16 @@ def test_closed_forms_equal_autodiff_of_the_same_function(float64):
 
 
 def test_jackknife_keeps_precision_in_float32():
-    log_weights = np.array([0.0, -18.0, -17.0, -19.5, -16.0], np.float32)
-    _, *found = jax.jit(lambda w: value_and_coefficients(gdregs.JVI(), w))(log_weights)
+    """However far the best sample leads: its weight among the others is never 0 times infinity."""
+    others = np.array([-1.0, 0.5, -1.5, 2.0, -0.3], np.float32)
+    columns = np.stack([np.append(others - lead, 0.0) for lead in (18, 45, 120)], axis=1)
+    _, *found = jax.jit(lambda w: value_and_coefficients(gdregs.JVI(), w))(columns)
     with jax.enable_x64(True):
-        expected = jax.jit(lambda w: reference.coefficients(reference.OBJECTIVES["jvi"], w))(
-            log_weights.astype(float)
-        )
+        of = jax.vmap(lambda w: reference.coefficients(reference.OBJECTIVES["jvi"], w), 1, 1)
+        expected = jax.jit(of)(columns.astype(float))
         for a, b in zip(found, expected, strict=True):
-            np.testing.assert_allclose(a, b, rtol=2e-4)
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(np.sum(found[0], axis=0), 1, rtol=1e-5)
 
 
 def test_log_weights_may_be_computed_anew(float64):

@@ -330,14 +330,17 @@ class JVI(_Summarized):
         is_leading = leading.is_at(log_weights, start)
         log_without = leading.log_without(log_weights, is_leading)
         inverse = jnp.exp(leading.log_total[None] - log_without)
-        top_inverse = jnp.exp(leading.log_total - leading.log_others)
         share = (num_samples - 1) / num_samples
 
-        def without_own(others, own, top):
-            return jnp.where(is_leading, others[None], (others + top)[None] - own)
+        def without_own(others, own):
+            return jnp.where(is_leading, others[None], others[None] - own)
 
-        ones = without_own(sums.inverse, inverse, top_inverse)
-        twos = without_own(sums.squared_inverse, inverse**2, top_inverse**2)
-        v = weights * (num_samples - share * ones)
-        c = weights**2 * (num_samples - share * twos)
+        # The weight among all but the leading sample; as a product it would be 0 times infinity.
+        is_none = is_leading | (log_weights == -jnp.inf)
+        among_others = jnp.exp(log_weights - leading.log_others[None])
+        among_others = jnp.where(is_none, 0, among_others)
+        ones = without_own(sums.inverse, inverse)
+        twos = without_own(sums.squared_inverse, inverse**2)
+        v = weights * (num_samples - share * ones) - share * among_others
+        c = weights**2 * (num_samples - share * twos) - share * among_others**2
         return v, c

@@ -135,6 +135,12 @@ def test_objectives_have_their_derivatives(objective, value):
         objective.coefficients(alone), gt.IWAE().coefficients(alone), strict=True
     ):
         torch.testing.assert_close(found, expected)
+    far = torch.tensor([-1.0, 0.5, -1.5, 120.0])  # of which the others' weights are 0 in float32
+    for found, expected in zip(
+        objective.coefficients(far)[1:], objective.coefficients(far.double())[1:], strict=True
+    ):
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+    assert objective.coefficients(far).v.sum().item() == pytest.approx(1, rel=1e-5)
 
 
 def test_dead_weights_contribute_nothing():

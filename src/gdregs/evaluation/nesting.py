@@ -22,7 +22,7 @@ _OUTSIDE: contextvars.ContextVar[str | None] = contextvars.ContextVar("outside",
 NAIVE = "naive"
 NOTHING_RIGHT = "nothing is right"
 
-DRAWING = ("random_bits", "threefry2x32", "rng_bit_generator", "rng_uniform")
+DRAWING = ("random_bits", "random_gamma", "threefry2x32", "rng_bit_generator", "rng_uniform")
 
 
 @contextlib.contextmanager

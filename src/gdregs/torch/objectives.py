@@ -148,10 +148,12 @@ class JVI(Objective):
         share = (size - 1) / size
 
         def of_others(values: Tensor) -> Tensor:
-            others = values.masked_fill(leads, 0).sum(0, keepdim=True)
-            lead = values.masked_fill(~leads, 0).sum(0, keepdim=True)
-            return torch.where(leads, others, others + lead - values)
+            values = values.masked_fill(leads, 0)
+            return values.sum(0, keepdim=True) - values
 
-        v = weights * (size - share * of_others(inverse))
-        c = weights**2 * (size - share * of_others(inverse**2))
+        # The weight among all but the leading sample; as a product it would be 0 times infinity.
+        is_none = leads | (log_weights == -math.inf)
+        among_others = torch.exp(log_weights - log_others).masked_fill(is_none, 0)
+        v = weights * (size - share * of_others(inverse)) - share * among_others
+        c = weights**2 * (size - share * of_others(inverse**2)) - share * among_others**2
         return Coefficients(value, v, c)
