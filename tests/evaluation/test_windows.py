@@ -8,7 +8,14 @@ import numpyro.distributions as dist
 import pytest
 
 import gdregs
-from gdregs.evaluation.windows import _multiply, _threefry, is_window, whole, window
+from gdregs.evaluation.windows import (
+    _multiply,
+    _threefry,
+    is_window,
+    split_rows,
+    whole,
+    window,
+)
 
 
 def test_the_hash_is_that_of_jax():
@@ -120,3 +127,20 @@ def test_products_of_32_bit_numbers():
     b = np.array([2**32 - 1, 987654321, 0], np.uint32)
     high, low = (np.asarray(part, np.uint64) for part in jax.jit(_multiply)(a, b))
     np.testing.assert_array_equal((high << np.uint64(32)) + low, a.astype(np.uint64) * b)
+
+
+def test_each_sample_of_a_window_has_the_key_that_it_has_in_the_whole():
+    """And devices that share the datapoints draw other columns of it."""
+
+    @jax.jit
+    def draws(key):
+        def rows(key, count, size):
+            each = split_rows(key, count)
+            return jax.vmap(lambda key: jax.random.normal(key, (size,)))(each)
+
+        parts = [rows(window(key, 1, part, 2), 3, 2) for part in (0, 1)]
+        return rows(key, 4, 4), rows(window(key, 1), 3, 4), parts
+
+    all_rows, later, parts = jax.device_get(draws(jax.random.key(0)))
+    np.testing.assert_array_equal(later, all_rows[1:])
+    assert len(np.unique(parts)) == 12

@@ -74,7 +74,12 @@ def split_rows(key: PRNGKeyArray, count: int) -> Key[Array, "{count}"]:
     words = jax.random.key_data(key)
     base = jax.random.wrap_key_data(words[:2], impl=_THREEFRY)
     rows = words[2] + jnp.arange(count, dtype=jnp.uint32)
-    return jax.vmap(lambda row: jax.random.fold_in(base, row))(rows)
+    children = jax.random.key_data(jax.vmap(lambda row: jax.random.fold_in(base, row))(rows))
+    # Each starts at its first row; devices that share the columns still do.
+    place = jnp.broadcast_to(words[2:].at[0].set(0), (count, 3))
+    return jax.random.wrap_key_data(
+        jnp.concatenate([children, place], axis=-1), impl=_WINDOWED_THREEFRY
+    )
 
 
 def is_window(key: PRNGKeyArray) -> bool:
