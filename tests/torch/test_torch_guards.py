@@ -10,7 +10,7 @@ dist = torch.distributions
 K, X = 8, torch.linspace(-1, 1, 15).reshape(3, 5)
 NAIVE = {"posterior_estimator": "naive", "prior_estimator": "naive"}
 FEW, BLOCKS = {"num_gradient_samples": 4}, {"chunk_size": 3}
-ANEW = "gives the samples of the backward pass other values"
+ANEW = r"gives the samples of the backward pass other values .* \(BatchNorm1d\)"
 
 
 class Decoder(torch.nn.Module):
@@ -37,8 +37,8 @@ def bound(network, **options):
     ("layer", "options", "message"),
     [
         (torch.nn.Dropout(0.5), {}, None),
-        (torch.nn.Dropout(0.5), FEW, ANEW),
-        (torch.nn.Dropout(0.5), BLOCKS, ANEW),
+        (torch.nn.Dropout(0.5), FEW, None),
+        (torch.nn.Dropout(0.5), BLOCKS, None),
         (torch.nn.BatchNorm1d(2), NAIVE, None),  # all of F is differentiated
         (torch.nn.BatchNorm1d(2), FEW, ANEW),
         (torch.nn.BatchNorm1d(2), {"objective": gt.ELBO(), **FEW}, ANEW),
@@ -61,7 +61,8 @@ def test_noise_and_normalisation_in_a_likelihood(layer, options, message):
     ("layer", "options", "message"),
     [
         (torch.nn.Dropout(0.5), {}, None),
-        (torch.nn.Dropout(0.5), FEW, ANEW),
+        (torch.nn.Dropout(0.5), FEW, None),
+        (torch.nn.Dropout(0.5), BLOCKS, None),
         (torch.nn.BatchNorm1d(2), FEW, ANEW),
     ],
 )

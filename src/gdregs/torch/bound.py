@@ -18,10 +18,12 @@ from gdregs.shared.graphs import check_mix
 from gdregs.shared.tables import find_posterior_estimator, find_prior_estimator
 from gdregs.torch.autograd import with_path
 from gdregs.torch.hierarchy import Hierarchy
+from gdregs.torch.noise import Noise
 from gdregs.torch.objectives import IWAE, Objective
 from gdregs.torch.pull import look_and_pull, pull
+from gdregs.torch.random_state import drawing_from
 from gdregs.torch.traced import can_be_traced, traced_pull
-from gdregs.torch.weights import choose, drawing_from, look, look_at, read_model, sizes, weigh
+from gdregs.torch.weights import choose, look, look_at, read_model, sizes, weigh
 
 
 def bound(
@@ -104,6 +106,8 @@ def bound(
     if is_whole and torch.is_grad_enabled() and not is_traced:
         with drawing_from(generator):
             return with_path(*look_and_pull(model, objective, posterior_row, prior_row))
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        model = model.with_noise(Noise(records=num_kept < model.num_samples))
     with torch.no_grad(), drawing_from(generator):
         z, log_weights = look(model)
         value, weighed = weigh(objective, z, log_weights)

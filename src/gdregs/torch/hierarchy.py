@@ -1,5 +1,6 @@
 """Joint distributions over a directed acyclic graph of latents, and walks along them."""
 
+import copy
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from gdregs.shared.graphs import check_names, is_distribution, read_node, topological_order
 from gdregs.torch.autograd import Switch, gate, link
-from gdregs.torch.reexpress import reexpress
+from gdregs.torch.reexpress import ByClass, reexpress
 
 Latents = Any
 """A tensor, or a dict of tensors by the names of a hierarchy's latents."""
@@ -71,6 +72,21 @@ class Hierarchy(nn.Module):
             return conditional
         return conditional(*(values[parent] for parent in self.parents[name]))
 
+    def with_conditionals(
+        self,
+        of_function: Callable[[str, Any], Any],
+        of_distribution: Callable[[Any], Any] = lambda distribution: distribution,
+    ) -> "Hierarchy":
+        """A copy with other conditionals, each made from its name and the old one."""
+        conditionals = {**self.conditionals, **dict(self.modules_of_nodes.items())}
+        other = copy.copy(self)
+        other.conditionals = {
+            name: of_distribution(old) if is_distribution(old) else of_function(name, old)
+            for name, old in conditionals.items()
+        }
+        other.__dict__["modules_of_nodes"] = {}
+        return other
+
     def sample(self, sample_shape: Any = ()) -> dict[str, Tensor]:
         """Draw every latent, parents first; `[*sample_shape, *batch, *event]`, without gradient."""
         z: dict[str, Tensor] = {}
@@ -124,7 +140,7 @@ class Walked(NamedTuple):
     path: Latents
 
 
-@functools.singledispatch
+@ByClass
 def walk(part: Any, leaves: Latents, needs_path: bool, switch: Switch) -> Walked:
     """The density of latents, and their path, from one evaluation of the networks.
 

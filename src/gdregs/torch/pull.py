@@ -1,16 +1,18 @@
 """The pull: one backward pass through the chosen samples, which is the estimator."""
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from gdregs.torch.autograd import Shares, Switch
+from gdregs.torch.blocks import sum_of_blocks
 from gdregs.torch.compiling import DONATED, kept_for_two_passes, untraced
 from gdregs.torch.guards import check_same_weights
 from gdregs.torch.hierarchy import Hierarchy, Walked, as_leaf, draw_and_walk, walk, walk_graph
+from gdregs.torch.noise import Noise
 from gdregs.torch.objectives import Objective
 from gdregs.torch.support import move_into_support, settle
 from gdregs.torch.surrogate import Walks, fill, forked, naming_the_part, surrogate
@@ -28,36 +30,45 @@ from gdregs.torch.weights import (
 def pull(model: Model, weighed: Weighed, posterior_row: Any, prior_row: Any) -> Tensor:
     """The surrogate S, whose gradient is the estimator.
 
-    With `chunk_size` it is a sum over blocks of samples, each of which is evaluated anew on the way
-    back: the networks' intermediate values are held for one block at a time.
+    With `chunk_size` it is a sum over blocks of samples: the networks' intermediate values are held
+    for one block at a time.
     """
+
+    def of_block(model: Model, block: Weighed) -> Tensor:
+        return _pull(model, block, posterior_row, prior_row)
+
     size = model.chunk_size or len(weighed.v)
     if size >= len(weighed.v):
-        return _pull(model, weighed, posterior_row, prior_row)
-    blocks = [
-        checkpoint(
-            _pull, model, weighed.rows(start, size), posterior_row, prior_row, use_reentrant=False
-        )
-        for start in range(0, len(weighed.v), size)
-    ]
-    return torch.stack(blocks).sum(0)
+        return of_block(model, weighed)
+    return sum_of_blocks(of_block, model, weighed.in_blocks(size))
 
 
 @untraced
 def _pull(model: Model, weighed: Weighed, posterior_row: Any, prior_row: Any) -> Tensor:
-    leaves, switch = {name: as_leaf(value) for name, value in weighed.z.items()}, Switch()
-    with kept_for_two_passes():
-        with naming_the_part("posterior"):
-            q = walk(model.posterior, unnamed(leaves), posterior_row.has_path, switch)
-        p = _walk_prior(model.prior, leaves, prior_row, switch)
-    walks, shares = Walks(leaves, q, p), Shares()
-    log_likelihood = model.likelihood(forked(walks, shares))
-    if weighed.log_weights is not None:
-        terms = log_likelihood, p.log_prob, -q.log_prob
-        check_same_weights(weighed.log_weights, terms, weighed.v != 0)
-    return _surrogate(
-        model, walks, switch, weighed, log_likelihood, shares, posterior_row, prior_row
-    )
+    noise = model.noise
+    with contextlib.nullcontext() if noise is None else noise.of(weighed.block, weighed.index):
+        leaves, switch = {name: as_leaf(value) for name, value in weighed.z.items()}, Switch()
+        with kept_for_two_passes():
+            with naming_the_part("posterior"):
+                q = walk(model.posterior, unnamed(leaves), posterior_row.has_path, switch)
+            p = _walk_prior(model.prior, leaves, prior_row, switch)
+        walks, shares = Walks(leaves, q, p), Shares()
+        log_likelihood = model.likelihood(forked(walks, shares))
+        if weighed.log_weights is not None:
+            terms = log_likelihood, p.log_prob, -q.log_prob
+            check_same_weights(
+                weighed.log_weights, terms, weighed.v != 0, lambda: _evaluate(model, weighed)
+            )
+        return _surrogate(
+            model, walks, switch, weighed, log_likelihood, shares, posterior_row, prior_row
+        )
+
+
+def _evaluate(model: Model, weighed: Weighed) -> None:
+    """Run all networks."""
+    z = unnamed(weighed.z)
+    for function in (model.posterior.log_prob, model.prior.log_prob, model.likelihood):
+        function(z)
 
 
 @untraced
@@ -65,7 +76,9 @@ def look_and_pull(
     model: Model, objective: Objective, posterior_row: Any, prior_row: Any
 ) -> tuple[Tensor, Tensor]:
     """The objective of all samples, and the surrogate, from one evaluation of each network."""
-    size, switch = model.num_samples, Switch()
+    size, switch, noise = model.num_samples, Switch(), Noise(records=False)
+    model = model.with_noise(noise)
+    noise.start_block(size)
     with kept_for_two_passes(), naming_the_part("posterior"):
         z, q = draw_and_walk(model.posterior, torch.Size([size]), posterior_row.has_path, switch)
     check_draws(z, size)

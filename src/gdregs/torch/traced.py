@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gdregs.torch.autograd import Shares
+from gdregs.torch.guards import check_same_weights_when_run
 from gdregs.torch.hierarchy import Walked
 from gdregs.torch.reexpress import reexpress
 from gdregs.torch.surrogate import Walks, fill, forked, naming_the_part, surrogate
@@ -38,7 +39,13 @@ def traced_pull(model: Model, weighed: Weighed, posterior_row: Any, prior_row: A
     walks, shares = Walks(weighed.z, q, p), Shares()
     of_rest = fill(shares, walks, weighed, posterior_row, prior_row)
     log_likelihood = model.likelihood(forked(walks, shares))
-    cotangents = _cotangents(model, weighed) if of_rest else {}
+    if of_rest:
+        cotangents, log_ratio = _cotangents(model, weighed)
+    else:
+        cotangents, log_ratio = {}, p.log_prob - q.log_prob
+    if weighed.log_weights is not None:
+        terms = log_likelihood, log_ratio
+        check_same_weights_when_run(weighed.log_weights, terms, weighed.v != 0)
     return surrogate(
         model, walks, weighed, log_likelihood, cotangents, of_rest, posterior_row, prior_row
     )
@@ -50,12 +57,13 @@ def _walk(part: Any, z: Any, row: Any) -> Walked:
     return Walked(part.log_prob(z), None)
 
 
-def _cotangents(model: Model, weighed: Weighed) -> dict[Any, Tensor]:
-    r"""$g = \nabla_z \sum v (\log p - \log q)$, with all parameters constant."""
+def _cotangents(model: Model, weighed: Weighed) -> tuple[dict[Any, Tensor], Tensor]:
+    r"""$g = \nabla_z \sum v (\log p - \log q)$, with all parameters constant; the difference."""
 
-    def density(leaves: dict[Any, Tensor]) -> Tensor:
+    def density(leaves: dict[Any, Tensor]) -> tuple[Tensor, Tensor]:
         z = unnamed(leaves)
-        return weighed.weight(model.prior.log_prob(z) - model.posterior.log_prob(z)).sum()
+        log_ratio = model.prior.log_prob(z) - model.posterior.log_prob(z)
+        return weighed.weight(log_ratio).sum(), log_ratio
 
-    found = torch.func.grad(density)(dict(weighed.z))
-    return {name: g.detach() for name, g in found.items()}
+    found, log_ratio = torch.func.grad(density, has_aux=True)(dict(weighed.z))
+    return {name: g.detach() for name, g in found.items()}, log_ratio

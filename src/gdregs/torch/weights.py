@@ -1,9 +1,7 @@
 """The look: draw all samples, weigh them, and choose those that matter."""
 
-import contextlib
 import math
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +17,7 @@ from gdregs.shared.checks import (
 )
 from gdregs.torch.autograd import Switch
 from gdregs.torch.hierarchy import Latents, draw_and_walk
+from gdregs.torch.noise import Noise, with_noise
 from gdregs.torch.objectives import Objective
 from gdregs.torch.resampling import resample, take_rows
 from gdregs.torch.support import settle
@@ -32,25 +31,50 @@ class Model(NamedTuple):
     likelihood: Any
     num_samples: int
     chunk_size: int | None
+    noise: Noise | None = None
+
+    def with_noise(self, noise: Noise) -> "Model":
+        """The model, whose networks draw the same for a sample whenever it is evaluated."""
+        return self._replace(
+            posterior=with_noise(self.posterior, "posterior", noise),
+            prior=with_noise(self.prior, "prior", noise),
+            likelihood=with_noise(self.likelihood, "likelihood", noise),
+            noise=noise,
+        )
 
 
 class Weighed(NamedTuple):
     """Samples for the backward pass, with the constants that weigh them, `[M, *batch]`.
 
-    Their log-weights are here where the samples will be evaluated once more, and held against it.
+    Attributes:
+        z: Latents.
+        v: Their derivatives of the objective.
+        r: The shares of the estimators' tables.
+        log_weights: Where samples will be evaluated once more, what they must weigh then.
+        index: Which of all samples they are; None where they are all, or one block of all.
+        block: The number of that block.
     """
 
     z: dict[Any, Tensor]
     v: Tensor
     r: Tensor
     log_weights: Tensor | None = None
+    index: Tensor | None = None
+    block: int = 0
 
-    def rows(self, start: int, size: int) -> "Weighed":
-        """Some of the samples."""
-        part = slice(start, start + size)
-        z = {name: value[part] for name, value in self.z.items()}
-        log_weights = None if self.log_weights is None else self.log_weights[part]
-        return Weighed(z, self.v[part], self.r[part], log_weights)
+    def in_blocks(self, size: int) -> "list[Weighed]":
+        """The samples, in blocks of this size; the last one may be smaller."""
+        return [
+            Weighed(
+                {name: value[start : start + size] for name, value in self.z.items()},
+                self.v[start : start + size],
+                self.r[start : start + size],
+                None if self.log_weights is None else self.log_weights[start : start + size],
+                None if self.index is None else self.index[start : start + size],
+                number,
+            )
+            for number, start in enumerate(range(0, len(self.v), size))
+        ]
 
     def weight(self, terms: Tensor) -> Tensor:
         """Terms times v, `[M, *batch]`; 0 where a sample has no weight."""
@@ -71,27 +95,6 @@ def read_model(posterior, prior, likelihood, num_samples, chunk_size) -> Model:
     return Model(posterior, prior, likelihood, num_samples, chunk_size)
 
 
-_TURNS = threading.RLock()
-"""Threads that draw from generators of their own take turns: there is one state to stand in for."""
-
-
-@contextlib.contextmanager
-def drawing_from(generator: torch.Generator | None) -> Iterator[None]:
-    """Let distributions, which know of no generator, draw from this one."""
-    if generator is None:
-        yield
-        return
-    on_gpu = generator.device.type == "cuda"
-    with _TURNS, torch.random.fork_rng(devices=[generator.device] if on_gpu else []):
-        if on_gpu:
-            torch.cuda.set_rng_state(generator.get_state(), generator.device)
-        else:
-            torch.set_rng_state(generator.get_state())
-        yield
-        state = torch.cuda.get_rng_state(generator.device) if on_gpu else torch.get_rng_state()
-        generator.set_state(state)
-
-
 def sizes(model: Model) -> list[int]:
     """How many samples are looked at, block by block."""
     size = model.chunk_size or model.num_samples
@@ -108,6 +111,8 @@ def look(model: Model) -> tuple[dict[Any, Tensor], Tensor]:
 
 def look_at(model: Model, size: int) -> tuple[dict[Any, Tensor], Tensor]:
     """Draw and weigh some samples. A weight that is not a number is 0."""
+    if model.noise is not None:
+        model.noise.start_block(size)
     z, drawn = draw_and_walk(model.posterior, torch.Size([size]), False, Switch())
     check_draws(z, size)
     z, inside, log_prior = settle(model.prior, z)
@@ -158,7 +163,7 @@ def weigh(
 
 def choose(weighed: Weighed, num_kept: int) -> Weighed:
     r"""Keep M samples by Fearnhead-Clifford resampling on |v|, with $v \leftarrow v/\pi$."""
-    z, v, r, log_weights = weighed
+    z, v, r, log_weights = weighed[:4]
     index, probabilities = resample(v.abs(), num_kept, draw_offset(v))
     is_kept = probabilities > 0
     kept = take_rows(v, index) / torch.where(is_kept, probabilities, torch.ones_like(probabilities))
@@ -167,6 +172,7 @@ def choose(weighed: Weighed, num_kept: int) -> Weighed:
         torch.where(is_kept, kept, torch.zeros_like(kept)),
         take_rows(r, index),
         None if log_weights is None else take_rows(log_weights, index),
+        index,
     )
 
 
