@@ -65,18 +65,19 @@ class _Derivative:
         total: dict[Tensor, Tensor] = {}
         with torch.enable_grad(), self._rounding():
             for block in self.blocks:
-                start = _next_number()
-                value = self.evaluate(block)
-                if not value.requires_grad:
-                    continue
-                leaves = _leaves(value, start)
-                if not leaves:
-                    continue
-                found = torch.autograd.grad(value, leaves, cotangent, allow_unused=True)
-                for leaf, gradient in zip(leaves, found, strict=True):
-                    if gradient is not None:
-                        total[leaf] = total[leaf] + gradient if leaf in total else gradient
+                for leaf, gradient in self._of_block(block, cotangent):
+                    total[leaf] = total[leaf] + gradient if leaf in total else gradient
         return total
+
+    def _of_block(self, block: Weighed, cotangent: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The derivatives by the leaves of a block's graph, which ends here."""
+        start = _next_number()
+        value = self.evaluate(block)
+        leaves = _leaves(value, start) if value.requires_grad else []
+        if not leaves:
+            return []
+        found = torch.autograd.grad(value, leaves, cotangent, allow_unused=True)
+        return [pair for pair in zip(leaves, found, strict=True) if pair[1] is not None]
 
     def _rounding(self) -> contextlib.AbstractContextManager[Any]:
         """Autocast as it was; a weight that it has rounded for one block is none of the next."""
