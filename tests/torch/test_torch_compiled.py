@@ -204,3 +204,49 @@ def test_weights_of_zero_add_nothing():
         ).sum()  # fmt: skip
 
     hold_against_eager(function, [loc, mean])
+
+
+class Noisy(torch.nn.Module):
+    """One layer, with dropout in the decoder."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder, self.decoder = torch.nn.Linear(5, 6), torch.nn.Linear(3, 5)
+        self.decode = torch.nn.Sequential(self.decoder, torch.nn.Dropout(0.5))
+
+    def forward(self, **options):
+        loc, raw = self.encoder(X.float()).chunk(2, -1)
+        scale = torch.nn.functional.softplus(raw) + 0.1
+        q = dist.Independent(dist.Normal(loc, scale, validate_args=False), 1)
+        p = dist.Independent(dist.Normal(torch.zeros(6, 3), 1.0, validate_args=False), 1)
+        return gt.bound(
+            q, p, lambda z: dist.Normal(self.decode(z), 0.5).log_prob(X.float()).sum(-1),
+            num_samples=8, **options,
+        ).mean()  # fmt: skip
+
+
+@pytest.mark.parametrize("options", [slow({}), nightly({"num_gradient_samples": 3})])
+def test_noise_of_a_network_is_refused_in_a_program(options):
+    """It is found out when the program runs, and not where nothing is drawn."""
+    model = Noisy()
+    torch.compiler.reset()
+    step = torch.compile(lambda: model(**options), backend="aot_eager", fullgraph=True)
+    with pytest.raises(RuntimeError, match=r"draws random numbers \(dropout\)"):
+        step()
+    model.eval()
+    step().backward()
+    assert model.decoder.weight.grad.abs().max() > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"chunk_size": 4}, {"num_gradient_samples": 3}])
+def test_noise_of_a_compiled_network_is_that_of_its_samples(options):
+    """Where it has to be recorded, PyTorch runs the network as it stands."""
+    model = Noisy()
+    value, expected = value_and_gradients(lambda: model(**options), list(model.parameters()))
+    torch.compiler.reset()
+    model.decode = torch.compile(model.decode, backend="aot_eager", dynamic=False)
+    found_value, found = value_and_gradients(lambda: model(**options), list(model.parameters()))
+    torch.testing.assert_close(found_value, value)
+    torch.testing.assert_close(found, expected)

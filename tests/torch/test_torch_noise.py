@@ -278,9 +278,18 @@ class Foreign(torch.nn.Module):
         return a * torch.rand(a.shape, generator=self.generator, dtype=a.dtype)
 
 
+class Seed(torch.nn.Module):
+    """It leaves the generator elsewhere, and nothing is drawn."""
+
+    def forward(self, a):
+        torch.manual_seed(9)
+        return a
+
+
 @pytest.mark.parametrize(
     ("layer", "options", "message"),
     [
+        (Seed(), {"num_gradient_samples": 2}, "likelihood: it moves PyTorch's random numbers on"),
         (
             Broadcast(),
             {"num_gradient_samples": 2},
@@ -299,7 +308,7 @@ class Foreign(torch.nn.Module):
         ),
         (Foreign(), {"chunk_size": 3}, "random numbers that are not PyTorch's"),
     ],
-    ids=["broadcast", "weights in blocks", "rejection", "another generator"],
+    ids=["seed", "broadcast", "weights in blocks", "rejection", "another generator"],
 )
 def test_noise_that_cannot_be_replayed_is_refused(layer, options, message):
     is_of_weights = isinstance(layer, torch.nn.Dropout)

@@ -97,10 +97,10 @@ class Noise:
         if not have_moved(start):
             return result, None
         raise ValueError(
-            f"{place}: it draws random numbers in a network that is compiled, of which"
-            f" num_gradient_samples cannot take those of the samples that it keeps. Leave the"
-            f" network that draws uncompiled, use evaluation mode, or leave num_gradient_samples"
-            f" out."
+            f"{place}: it moves PyTorch's random numbers on by something that cannot be recorded"
+            f" (torch.manual_seed, a compiled extension), so that num_gradient_samples cannot give"
+            f" the samples that it keeps the numbers that they had. Draw them by PyTorch's"
+            f" operations, use evaluation mode, or leave num_gradient_samples out."
         )
 
     def _for_rows(self, index: Tensor, place: str, function: Any, arguments: Any) -> Any:
