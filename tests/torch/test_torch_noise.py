@@ -6,6 +6,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="pip install 'gdregs[torch]'")
 
+from torch.utils.checkpoint import checkpoint  # noqa: E402
+
 import gdregs.torch as gt  # noqa: E402
 from gdregs.torch import noise, pull, weights  # noqa: E402
 from gdregs.torch.resampling import resample  # noqa: E402
@@ -130,6 +132,14 @@ def test_the_mean_over_what_is_kept_is_the_gradient_of_all_samples(name, number,
         total = total + share * model.gradients(num_gradient_samples=2, **options)
     torch.testing.assert_close(total[:BATCH], expected[:BATCH])
     assert (total - expected).norm() < 0.003 * expected.norm()
+
+
+def test_dropout_in_a_checkpoint_is_right_in_blocks():
+    """There the generator starts from where it stood, which a checkpoint remembers."""
+    found = []
+    for network in (lambda a: functional.dropout(a.tanh(), 0.4), Checkpointed()):
+        found.append(Model(network, places=("likelihood",)).gradients(chunk_size=4))
+    torch.testing.assert_close(*found)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 4])
@@ -278,6 +288,13 @@ class Foreign(torch.nn.Module):
         return a * torch.rand(a.shape, generator=self.generator, dtype=a.dtype)
 
 
+class Checkpointed(torch.nn.Module):
+    """Dropout that runs once more on the way back."""
+
+    def forward(self, a):
+        return checkpoint(functional.dropout, a.tanh(), 0.4, use_reentrant=False)
+
+
 class Seed(torch.nn.Module):
     """It leaves the generator elsewhere, and nothing is drawn."""
 
@@ -289,6 +306,11 @@ class Seed(torch.nn.Module):
 @pytest.mark.parametrize(
     ("layer", "options", "message"),
     [
+        (
+            Checkpointed(),
+            {"num_gradient_samples": 2},
+            "likelihood: Checkpointed draws random numbers within torch.utils.checkpoint",
+        ),
         (Seed(), {"num_gradient_samples": 2}, "likelihood: it moves PyTorch's random numbers on"),
         (
             Broadcast(),
@@ -308,7 +330,7 @@ class Seed(torch.nn.Module):
         ),
         (Foreign(), {"chunk_size": 3}, "random numbers that are not PyTorch's"),
     ],
-    ids=["seed", "broadcast", "weights in blocks", "rejection", "another generator"],
+    ids=["checkpoint", "seed", "broadcast", "weights in blocks", "rejection", "another generator"],
 )
 def test_noise_that_cannot_be_replayed_is_refused(layer, options, message):
     is_of_weights = isinstance(layer, torch.nn.Dropout)

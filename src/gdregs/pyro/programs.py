@@ -22,6 +22,7 @@ from torch import Tensor
 
 from gdregs.torch.autograd import Switch, link, with_path
 from gdregs.torch.hierarchy import Walked, walk
+from gdregs.torch.random_state import generators, states
 from gdregs.torch.reexpress import NoReexpressionError, reexpress
 
 Values = dict[str, Tensor]
@@ -273,11 +274,11 @@ class Streams:
 
     def state(self) -> Tensor:
         """Where the present stream is, the GPUs' together with the CPU's."""
-        return torch.cat([state.cpu() for state in _states()])
+        return torch.cat([state.cpu() for state in states()])
 
     def __enter__(self) -> "Streams":
-        self.other = _states()
-        for generator in _generators():
+        self.other = states()
+        for generator in generators():
             generator.manual_seed(self.seed)
         return self
 
@@ -294,19 +295,10 @@ class Streams:
             self._swap()
 
     def _swap(self) -> None:
-        here = _states()
-        for generator, state in zip(_generators(), self.other, strict=True):
+        here = states()
+        for generator, state in zip(generators(), self.other, strict=True):
             generator.set_state(state)
         self.other = here
-
-
-def _generators() -> list[torch.Generator]:
-    on_gpus = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
-    return [torch.default_generator, *on_gpus]
-
-
-def _states() -> list[Tensor]:
-    return [generator.get_state() for generator in _generators()]
 
 
 class AtSites(Messenger):

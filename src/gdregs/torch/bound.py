@@ -58,8 +58,9 @@ def bound(
             alpha for each latent of a `Hierarchy` if you like.
         num_gradient_samples: M. The backward pass runs on M of the K samples, resampled by weight
             without bias. None, or K and more: on all.
-        chunk_size: Run the networks on at most this many samples at a time. In the backward pass
-            they then run once more, for one block after another (`torch.utils.checkpoint`).
+        chunk_size: Run the networks on at most this many samples at a time. Those that are kept are
+            then evaluated twice: to weigh them, and once more, one block after another, for the
+            gradient.
         generator: Where random numbers come from; PyTorch's own generator unless given.
 
     Returns:

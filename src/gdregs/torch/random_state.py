@@ -13,8 +13,9 @@ _TURNS = threading.RLock()
 
 def generators() -> list[torch.Generator]:
     """PyTorch's own generators: the CPU's and, once they are in use, the GPUs'."""
-    on_gpus = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
-    return [torch.default_generator, *on_gpus]
+    # While a CUDA graph is captured, nobody may ask where they stand.
+    is_in_use = torch.cuda.is_initialized() and not torch.cuda.is_current_stream_capturing()
+    return [torch.default_generator, *(torch.cuda.default_generators if is_in_use else ())]
 
 
 def states() -> list[Tensor]:

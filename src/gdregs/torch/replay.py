@@ -2,10 +2,13 @@
 
 import math
 import sys
+import types
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils import checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gdregs.torch.resampling import take_rows
@@ -68,6 +71,7 @@ class Replayer(TorchDispatchMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if _is_random(func):
+            self._refuse_checkpoint()
             written = _written(func, args, kwargs, result)
             for now, *before in zip(written, *self._next(func, len(written)), strict=True):
                 now.copy_(self._for_rows(func, list(before), now.shape))
@@ -77,6 +81,17 @@ class Replayer(TorchDispatchMode):
         """An error if less has been drawn than before."""
         if self.position < max(map(len, self.blocks)):
             raise ValueError(self._say_otherwise("a network"))
+
+    def _refuse_checkpoint(self) -> None:
+        """What is evaluated anew on the way back, after this has ended, would draw itself."""
+        for frame in _frames():
+            if frame.f_code.co_filename == checkpoint.__file__:
+                raise ValueError(
+                    f"{self.place}: {_module_at_work()} draws random numbers within"
+                    f" torch.utils.checkpoint, which draws others than the kept samples had when it"
+                    f" runs once more. Use evaluation mode, or leave num_gradient_samples out"
+                    f" (chunk_size saves memory too)."
+                )
 
     def _next(self, func: Any, count: int) -> list[list[Tensor]]:
         found = []
@@ -146,10 +161,14 @@ def _with_samples_in_front(value: Tensor, size: int, batch: torch.Size) -> Tenso
 
 def _module_at_work() -> str:
     """The class of the innermost module that is being evaluated."""
-    frame: Any = sys._getframe()
-    while frame is not None:
-        module = frame.f_locals.get("self")
-        if isinstance(module, nn.Module):
-            return type(module).__name__
+    modules = (frame.f_locals.get("self") for frame in _frames())
+    names = (type(one).__name__ for one in modules if isinstance(one, nn.Module))
+    return next(names, "it")
+
+
+def _frames() -> Iterator[types.FrameType]:
+    """Those of the network that is evaluated, innermost first."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__") != "gdregs.torch.noise":
+        yield frame
         frame = frame.f_back
-    return "it"
