@@ -278,7 +278,7 @@ def test_bad_input_is_named(options, error, message):
 
 def test_the_order_of_the_elbo_is_refused():
     with pytest.raises(ValueError, match="is the ELBO"):
-        gt.VRIWAE(1)
+        gt.VRIWAE(1.0)
 
 
 def test_hierarchies_are_checked():
