@@ -22,6 +22,8 @@ TINY = ["--seeds", "2", "--subset", "64", "--layers", "1", "--pairs", "dregs+gdr
 @pytest.fixture(autouse=True)
 def in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    # Jobs compile as tests do.
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     return tmp_path
 
 
