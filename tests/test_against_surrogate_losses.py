@@ -31,7 +31,7 @@ def value_and_gradients(parameters, x, objective, posterior_estimator, prior_est
 def expected_of_all(parameters, x):
     """Values by objective, and gradients by name: all estimators' are made of v and c."""
     phi, theta, lam = parameters
-    z = models.posterior(phi, x).sample(KEY, (NUM_SAMPLES,))
+    z = models.samples(models.posterior(phi, x), KEY, NUM_SAMPLES)
     log_weights = reference.log_weight(phi, theta, lam, z, x)
     functions = [reference.OBJECTIVES[name] for name in OBJECTIVES]
     values = [jnp.sum(function(log_weights)) for function in functions]

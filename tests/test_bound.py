@@ -60,7 +60,7 @@ def test_the_value_is_the_objective_of_the_log_weights(float64):
     @jax.jit
     def run(x):
         parts = models.normal_model(x / 2, 0 * x, x)
-        z = parts[0].sample(KEY, (6,))
+        z = models.samples(parts[0], KEY, 6)
         by_hand = parts[2](z) + parts[1].log_prob(z) - parts[0].log_prob(z)
         values = {
             name: normal_bound(x / 2, 0 * x, x, objective=objective)

@@ -105,7 +105,8 @@ def test_conditional_runs_complete_images(tmp_path):
 @pytest.mark.slow
 def test_compare(capsys, tmp_path):
     pairs = ("naive+naive", "dregs+gdregs")
-    options = [*SMALL, "--epochs", 1, "--seeds", 2, "--draws", 10, "--pairs", *pairs]
+    options = [*SMALL, "--epochs", 1, "--gradient-samples", 0, "--test-images", 64]
+    options += ["--seeds", 2, "--draws", 4, "--pairs", *pairs]
     assert run("compare", *options, "--out", "c") == 0
     table = capsys.readouterr().out
     for pair in pairs:

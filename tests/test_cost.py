@@ -107,18 +107,26 @@ def test_the_hand_written_steps_compute_the_same(by_hand):
     )
 
 
+ARRAYS = 6
+"""How many arrays of the shape of the log-weights may be in memory at once."""
+
+
 def in_chunks(model, x, key, num_samples, num_gradient_samples):
     return steps.gdregs_step(model, x, key, num_samples, num_gradient_samples, chunk_size=64)
 
 
 @pytest.mark.parametrize("num_gradient_samples", [pytest.param(None, marks=pytest.mark.slow), 8])
 def test_streamed_memory_is_flat(num_gradient_samples):
-    """Temporary memory of a gradient step at K = 65,536 against K = chunk size."""
+    """Temporary memory of a gradient step at K = 65,536 against K = chunk size.
+
+    Only what is made of the log-weights grows: 4 bytes an array, sample and datapoint.
+    """
     many, one_chunk = (
         compiled(in_chunks, 2, num_samples, num_gradient_samples).memory_analysis()
         for num_samples in (65_536, 64)
     )
-    assert many.temp_size_in_bytes <= 1.2 * one_chunk.temp_size_in_bytes
+    of_log_weights = ARRAYS * 65_536 * BATCH * 4
+    assert many.temp_size_in_bytes <= 1.2 * one_chunk.temp_size_in_bytes + of_log_weights
 
 
 @pytest.mark.parametrize(
@@ -155,7 +163,7 @@ def test_streamed_memory_is_flat_for_every_objective(objective):
         analysis = program.lower((x, x), jax.random.key(0)).compile().memory_analysis()
         return analysis.temp_size_in_bytes
 
-    assert temporary(65_536) <= 1.2 * temporary(256)
+    assert temporary(65_536) <= 1.2 * temporary(256) + ARRAYS * 65_536 * 8 * 4
 
 
 def test_matrix_flops_are_those_of_the_products():

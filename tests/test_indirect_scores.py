@@ -34,7 +34,7 @@ def test_drop_equals_surrogate_losses_with_constant_parents(float64):
     key, num_samples = jax.random.key(2), 5
 
     def expected(phi, theta, lam):
-        z = models.posterior(phi, x).sample(key, (num_samples,))
+        z = models.samples(models.posterior(phi, x), key, num_samples)
         v = jax.nn.softmax(reference.log_weight(phi, theta, lam, z, x), axis=0)
 
         def rest(z):

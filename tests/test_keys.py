@@ -10,88 +10,112 @@ import numpyro.distributions as dist
 import pytest
 
 import gdregs
-from gdregs.evaluation import choose
+from families import FAMILIES, draw_parameters
+from gdregs.evaluation import keys, pull
 from gdregs.numpyro.bound import Bound
 from means import assert_unbiased
 from nights import drawn
 
 KEY = jax.random.key(3)
 K, DATAPOINTS = 6, 3
+LOG_SHIFT = gdregs.Hierarchy({
+    "a": (dist.Normal(np.zeros(DATAPOINTS), 1.0), ()),
+    "b": (lambda a: dist.InverseGamma(4.0, 1.0 + a**2), ("a",)),
+})  # fmt: skip
+OBJECTIVES = (gdregs.IWAE(), gdregs.JVI(), gdregs.VRIWAE(0.4), gdregs.ELBO())
 
 
-def gamma_below(z):
-    return dist.InverseGamma(4.0, 1.0 + z**2)
+def of_family(name):
+    """A posterior of this family for each datapoint."""
+    if name == "hierarchy":
+        return LOG_SHIFT
+    family = FAMILIES[name]
+    with jax.numpy_rank_promotion("allow"):
+        found = family.make(*(np.float32(p) for p in draw_parameters(family, 1)))
+        return found.expand((DATAPOINTS, *found.batch_shape)).to_event(len(found.batch_shape))
 
 
-POSTERIORS = {
-    "normal": dist.Normal(np.zeros(DATAPOINTS), 1.5),
-    "gamma": dist.Gamma(2 * np.ones(DATAPOINTS), 1.5),
-    "beta": dist.Beta(2 * np.ones(DATAPOINTS), 1.5),
-    "dirichlet": dist.Dirichlet(0.8 * np.ones((DATAPOINTS, 3))),
-    "hierarchy": gdregs.Hierarchy(
-        {
-            "a": (dist.Normal(np.zeros(DATAPOINTS), 1.0), ()),
-            "b": (gamma_below, ("a",)),
-        }
-    ),
-}
-
-
-OBJECTIVES = (gdregs.IWAE(), gdregs.JVI(), gdregs.VRIWAE(0.4))
-
-
-def weights_added_up(posterior, objective, key=KEY, **options):
-    """The derivative of the bounds by a constant that is added to the log-likelihood."""
+def added_up(posterior, objective, key=KEY, **options):
+    """The bounds, added up, and their derivative by a constant added to the log-likelihood."""
 
     def total(constant):
         def likelihood(z):
-            terms = [-jnp.square(leaf) for leaf in jax.tree.leaves(z)]
-            events = [term.sum(tuple(range(2, term.ndim))) for term in terms]
-            return constant + sum(events)
+            terms = [-jnp.log1p(jnp.square(leaf)) for leaf in jax.tree.leaves(z)]
+            return constant + sum(term.sum(tuple(range(2, term.ndim))) for term in terms)
 
         return jnp.sum(
             gdregs.bound(
                 posterior, posterior, likelihood, key=key, num_samples=K, objective=objective,
-                posterior_estimator="naive", prior_estimator="naive", **options,
+                posterior_estimator="rws", prior_estimator="naive", **options,
             )
         )  # fmt: skip
 
-    return jax.grad(total)(0.0)
+    return jax.value_and_grad(total)(0.0)
+
+
+QUICK = ("Normal", "Gamma", "hierarchy")
+CASES = [
+    pytest.param(
+        name, OBJECTIVES[n % 4], (5, 4, 1, 2)[n // 4 % 4],
+        marks=() if name in QUICK else pytest.mark.slow,
+    )
+    for n, name in enumerate(("hierarchy", *FAMILIES))
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("name", "objective", "chunk_size"),
-    [
-        ("gamma", gdregs.IWAE(), 4),
-        *(
-            pytest.param(*case, marks=pytest.mark.slow)
-            for case in (
-                ("normal", gdregs.IWAE(), 5),
-                ("beta", gdregs.VRIWAE(0.4), 4),
-                ("dirichlet", gdregs.IWAE(), 2),
-                ("hierarchy", gdregs.JVI(), 4),
-            )
-        ),
-        *drawn(POSTERIORS, OBJECTIVES, (1, 2, 4, 5)),
-    ],
+    ("name", "objective", "chunk_size"), [*CASES, *drawn(FAMILIES, OBJECTIVES, (1, 2, 4, 5))]
 )
-def test_weights_add_up_to_1_whatever_the_blocks(name, objective, chunk_size):
-    """The look and the surrogate are of the same samples, however a family draws them."""
-    found = jax.jit(lambda: weights_added_up(POSTERIORS[name], objective, chunk_size=chunk_size))()
-    np.testing.assert_allclose(found, DATAPOINTS, rtol=1e-4)
+def test_blocks_are_of_the_samples_of_the_whole(name, objective, chunk_size):
+    """Their weights add up to 1, and the bound is the same, however a family draws."""
+
+    @jax.jit
+    def run():
+        posterior = of_family(name)
+        blocks = added_up(posterior, objective, chunk_size=chunk_size)
+        kept = added_up(posterior, objective, chunk_size=chunk_size, num_gradient_samples=2)
+        return added_up(posterior, objective), blocks, kept[0]
+
+    (value, weights), (value_of_blocks, weights_of_blocks), value_of_kept = run()
+    np.testing.assert_allclose(weights, DATAPOINTS, rtol=1e-5)
+    np.testing.assert_allclose(weights_of_blocks, DATAPOINTS, rtol=1e-5)
+    np.testing.assert_allclose(value_of_blocks, value, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(value_of_kept, value, rtol=1e-5, atol=1e-5)
 
 
-def test_weights_of_kept_samples_add_up_to_1_on_average():
+@pytest.mark.parametrize("chunk_size", [None, 4])
+def test_weights_of_kept_samples_add_up_to_1_on_average(chunk_size):
     """Over 4,000 keys, with M = 2 of K = 6: a kept sample stands for those that are not."""
 
     def weights(key):
-        posterior = POSTERIORS["normal"]
-        return weights_added_up(posterior, gdregs.IWAE(), key, num_gradient_samples=2)
+        options = {"num_gradient_samples": 2, "chunk_size": chunk_size}
+        return added_up(of_family("Gamma"), gdregs.JVI(), key, **options)[1]
 
     found = np.asarray(jax.jit(jax.vmap(weights))(jax.random.split(KEY, 4000)))
     error = found.std() / len(found) ** 0.5
     assert abs(found.mean() - DATAPOINTS) < 4.5 * error + 1e-4
-    assert error < 0.05
+    assert 0 < error < 0.05
+
+
+def test_chosen_samples_are_those_of_the_whole():
+    """Kept ones of a stream are drawn again; each is the sample that was weighed."""
+
+    @jax.jit
+    def gradients():
+        def total(shape, **options):
+            posterior = dist.Gamma(shape * jnp.ones(DATAPOINTS), 1.5)
+            prior = dist.Gamma(1.3 * jnp.ones(DATAPOINTS), 1.0)
+            return jnp.sum(
+                gdregs.bound(
+                    posterior, prior, lambda z: -jnp.square(z), key=KEY, num_samples=K,
+                    num_gradient_samples=2, **options,
+                )
+            )  # fmt: skip
+
+        return [jax.grad(total)(2.0, chunk_size=size) for size in (None, 1, 4, 5)]
+
+    whole, *others = gradients()
+    np.testing.assert_allclose(others, whole, rtol=1e-4)
 
 
 def normal_model():
@@ -117,19 +141,32 @@ def test_weights_of_particles_add_up_whatever_the_blocks():
     np.testing.assert_allclose(run({"constant": 0.1, "loc": 0.2}), -DATAPOINTS, rtol=1e-4)
 
 
-def test_the_offset_of_the_resampling_has_a_key_of_its_own():
-    """A number that `fold_in` makes a key of is the number of a key that `split` makes."""
+def test_all_keys_of_a_call_are_distinct():
+    """Also those into which samplers split the key of a sample."""
 
     @jax.jit
-    def keys(key):
-        nodes = jax.random.split(key, 1000)
-        samples = jax.vmap(lambda k: jax.random.fold_in(key, k))(jnp.arange(1000))
-        own = jax.random.fold_in(key, choose._RESAMPLING)
-        return jax.tree.map(jax.random.key_data, (nodes, samples, own))
+    def of_call():
+        each = keys.keys_of_samples(KEY, 0, 300)
+        nodes = jax.vmap(lambda key: jax.random.split(key, 30))(each).reshape(-1)
+        found = (each, nodes, keys.keys_of_noise(each), keys.key_of_resampling(KEY)[None])
+        return jnp.concatenate([jax.random.key_data(key) for key in found])
 
-    nodes, samples, own = jax.tree.map(np.asarray, keys(KEY))
-    np.testing.assert_array_equal(nodes, samples)
-    assert not (nodes == own).all(axis=1).any()
+    found = np.asarray(of_call())
+    assert len(np.unique(found, axis=0)) == len(found) == 300 + 9000 + 300 + 1
+
+
+def test_each_sample_has_a_key_of_its_own():
+    """Whatever the number of samples, and whatever the block."""
+
+    @jax.jit
+    def draws():
+        return [
+            jax.random.key_data(keys.keys_of_samples(KEY, start, size))
+            for start, size in ((0, 9), (4, 5))
+        ]
+
+    whole, later = map(np.asarray, draws())
+    np.testing.assert_array_equal(later, whole[4:])
 
 
 def step(previous, u):
@@ -138,10 +175,10 @@ def step(previous, u):
 
 @pytest.mark.slow
 def test_one_kept_sample_of_a_chain_longer_than_there_are_samples():
-    """The offset was drawn with the key of step K of it: then it must be found out as biased."""
+    """With the key of a step of the first sample as its own it must be found out as biased."""
     length, num_samples = 8, 4
 
-    def gradient(kept, number=choose._RESAMPLING):
+    def gradient(kept, number=None):
         def objective(parameters, key):
             shift, factor = parameters
             posterior = gdregs.Chain(
@@ -157,8 +194,15 @@ def test_one_kept_sample_of_a_chain_longer_than_there_are_samples():
                 num_samples=num_samples, num_gradient_samples=kept,
             )  # fmt: skip
 
+        def key_of_resampling(key):
+            if number is None:
+                return keys.key_of_resampling(key)
+            # As it was: each latent had one key for all samples, and this is the key of one.
+            first = jax.random.fold_in(key, 0)
+            return jax.random.split(first, length)[number]
+
         def draw(key):
-            with mock.patch.object(choose, "_RESAMPLING", number):
+            with mock.patch.object(pull, "key_of_resampling", key_of_resampling):
                 return jax.grad(objective)((0.3, 0.5), key)
 
         return draw
@@ -213,13 +257,73 @@ def test_noise_of_each_sample_is_refused_wherever_it_is_drawn(part):
             )
         )  # fmt: skip
 
+    elbo = {"objective": gdregs.ELBO()}
+    if part == "posterior":  # samples of one density, and the values of another
+        for options in ({}, {"num_gradient_samples": 2}, {"chunk_size": 4}, elbo):
+            with pytest.raises(ValueError, match="The posterior draws random numbers"):
+                evaluate(**options)
+        return
     assert evaluate().shape == (DATAPOINTS,)
     for options in ({"num_gradient_samples": 2}, {"chunk_size": 4}):
         with pytest.raises(ValueError, match=f"The {part.split(',')[0]} draws random numbers"):
             evaluate(**options)
-        elbo = {"objective": gdregs.ELBO(), **options}
-        if part == "posterior":  # samples of one density, and the values of another
-            with pytest.raises(ValueError, match="The posterior draws random numbers"):
-                evaluate(**elbo)
-        else:
-            evaluate(**elbo)
+        evaluate(**elbo, **options)
+
+
+def with_masks(z, keys):
+    """Dropout with a mask for each sample that its datapoints share."""
+    masks = jax.vmap(lambda key: jax.random.bernoulli(key, 0.5, (DATAPOINTS,)))(keys)
+    return -jnp.square(z * masks - 1)
+
+
+def with_noise(z, keys):
+    """Noise for each sample and datapoint."""
+    return -jnp.square(z * jax.vmap(jax.vmap(jax.random.exponential))(keys) - 1)
+
+
+@pytest.mark.parametrize("likelihood", [with_masks, with_noise])
+def test_noise_of_the_likelihood_belongs_to_its_sample(likelihood):
+    """In blocks it is that of the whole; with M < K the gradient has the same mean."""
+    parameters = (0.3, 0.2)
+
+    def objective(parameters, key, **options):
+        loc, slope = parameters
+        posterior = dist.Normal(loc * jnp.ones(DATAPOINTS), 1.0)
+        prior = dist.Normal(jnp.zeros(DATAPOINTS), 1.0)
+
+        def scaled(z, keys):
+            return likelihood(slope * z, keys)
+
+        return jnp.sum(gdregs.bound(posterior, prior, scaled, key=key, num_samples=K, **options))
+
+    @jax.jit
+    def run():
+        return [
+            jax.value_and_grad(objective)(parameters, KEY, chunk_size=size) for size in (None, 4)
+        ]
+
+    whole, blocks = run()
+    np.testing.assert_allclose(np.stack(blocks[1]), np.stack(whole[1]), rtol=1e-5)
+
+    def gradient(**options):
+        return lambda key: jax.grad(objective)(parameters, key, **options)
+
+    def other_noise(key):
+        """The backward pass sees the noise of other samples, as if it were drawn anew."""
+
+        def swapped(model, estimators, weighed, *span):
+            weighed = weighed._replace(keys=jnp.roll(weighed.keys, 1, axis=0))
+            return pull.pull(model, estimators, weighed, *span)
+
+        with (
+            mock.patch("gdregs.bound.pull", swapped),
+            mock.patch("gdregs.bound.pull_all", swap_all),
+        ):
+            return jax.grad(objective)(parameters, key, num_gradient_samples=2)
+
+    def swap_all(model, seen, estimators):
+        keys = jnp.roll(model.likelihood_keys(0, K), 1, axis=0)
+        return pull.pull(model, estimators, pull.Weighed(seen.z, keys, seen.v, seen.r))
+
+    suspects = {"M = 2": gradient(num_gradient_samples=2), "other noise": other_noise}
+    assert_unbiased(suspects, gradient(), jax.random.key(1), biased=("other noise",))

@@ -64,7 +64,8 @@ def test_gdregs_is_b10_draw_by_draw(float64):
     def run(phi, theta):
         key = jax.random.key(3)
         loc, log_scale = phi
-        z = dist.Normal(loc, jnp.exp(log_scale)).to_event(1).sample(key, (8,))
+        posterior = dist.Normal(loc, jnp.exp(log_scale)).to_event(1)
+        z = models.samples(posterior, key, 8)
         return jax.grad(value, argnums=1)(phi, theta, key), z
 
     gradient, z = run(exact_posterior(), THETA)

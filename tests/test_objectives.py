@@ -8,7 +8,6 @@ import pytest
 import gdregs
 import models
 import reference
-from gdregs.evaluation.streams import whole
 
 OBJECTIVES = {name: made for name, made in models.OBJECTIVES.items() if name != "own"}
 LOG_WEIGHTS = {
@@ -20,11 +19,9 @@ LOG_WEIGHTS = {
 }
 
 
-def value_and_coefficients(objective, log_weights, again=None):
-    """F, v and c; of log-weights that are computed again, if they are given."""
-    summary = objective.summarize(*whole(log_weights))
-    coefficients = objective.coefficients(summary, log_weights if again is None else again, 0)
-    return objective(log_weights), *coefficients
+def value_and_coefficients(objective, log_weights):
+    """F, v and c."""
+    return objective(log_weights), *objective.coefficients(log_weights)
 
 
 def of_all(function, *arguments):
@@ -78,23 +75,6 @@ def test_jackknife_keeps_precision_in_float32():
     np.testing.assert_allclose(np.sum(found[0], axis=0), 1, rtol=1e-5)
 
 
-def test_log_weights_may_be_computed_anew(float64):
-    """A stream evaluates twice: differences in a last bit must not change the coefficients."""
-    columns = np.array(list(LOG_WEIGHTS.values())).T
-    up, down = np.nextafter(columns[:2], np.inf), np.nextafter(columns[2:], -np.inf)
-    again = np.concatenate([up, down])
-
-    def both(name, objective, columns, again):
-        return (
-            value_and_coefficients(objective, columns),
-            value_and_coefficients(objective, columns, again),
-        )
-
-    for name, (first, second) in of_all(both, columns, again).items():
-        for a, b in zip(first, second, strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12, err_msg=name)
-
-
 def test_one_sample_is_the_elbo_and_no_weight_at_all_is_minus_infinity():
     one_sample, no_weight = np.array([[-2.0, 0.5]], np.float32), np.full(4, -np.inf, np.float32)
 
@@ -118,4 +98,4 @@ def test_an_objective_must_reduce_the_samples_alone():
             return jnp.sum(log_weights)
 
     with pytest.raises(ValueError, match="objective Total maps log-weights of shape"):
-        jax.eval_shape(lambda w: Total().summarize(*whole(w)), np.zeros((3, 2)))
+        jax.eval_shape(lambda w: Total().coefficients(w), np.zeros((3, 2)))

@@ -9,7 +9,8 @@ import pytest
 
 import gdregs
 import sequences
-from gdregs.evaluation import weights
+from gdregs.evaluation import look
+from gdregs.evaluation.keys import keys_of_samples
 from gdregs.evaluation.weights import draw_and_remember
 
 LENGTH, BATCH, SIZE = 4, 2, 3
@@ -44,7 +45,9 @@ def chain(move, u=None, **options):
 
 def remembers(posterior):
     found = []
-    jax.eval_shape(lambda: found.append(draw_and_remember(posterior, KEY, (4,)) is not None))
+    jax.eval_shape(
+        lambda: found.append(draw_and_remember(posterior, keys_of_samples(KEY, 0, 4)) is not None)
+    )
     return found[0]
 
 
@@ -92,7 +95,7 @@ def test_gradients_are_those_without_memory(float64, monkeypatch, options, is_ma
             return jax.grad(lambda parts: bound(parts, "loop", mask, **options))(parts)
 
         remembered = gradient()
-        monkeypatch.setattr(weights, "draw_and_remember", lambda *arguments: None)
+        monkeypatch.setattr(look, "draw_and_remember", lambda *arguments: None)
         return remembered, gradient()
 
     remembered, expected = both(parts)
@@ -104,9 +107,10 @@ def test_gradients_are_those_without_memory(float64, monkeypatch, options, is_ma
 def test_draws_are_those_of_the_chain():
     @jax.jit
     def both(move, u):
-        found = draw_and_remember(chain(move, u, path="loop"), KEY, (4,))
+        keys = keys_of_samples(KEY, 0, 4)
+        found = draw_and_remember(chain(move, u, path="loop"), keys)
         assert found is not None
-        return found[:2], chain(move, u).sample_and_log_prob(KEY, (4,))
+        return found[:2], jax.vmap(chain(move, u).sample_and_log_prob)(keys)
 
     for ours, theirs in zip(*both(*make()), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-6)

@@ -12,7 +12,7 @@ $v \nabla \log p_\lambda(x|z)$ for the likelihood.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,11 +20,10 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from gdregs.evaluation.choose import choose
 from gdregs.evaluation.gates import gate_by_latent, log_density_without_indirect
-from gdregs.evaluation.look import Look
+from gdregs.evaluation.look import look
 from gdregs.evaluation.nesting import refuse_inside, refuse_new_noise, watched
-from gdregs.evaluation.pull import Estimators, pull, pull_all
+from gdregs.evaluation.pull import Estimators, choose, pull, pull_all
 from gdregs.evaluation.weights import Model, read_model
 from gdregs.objectives import ELBO, IWAE, Objective
 from gdregs.reexpression.paths import with_path
@@ -188,8 +187,7 @@ def bound_with_diagnostics(
         (4.0, 1.0)
     """
     chosen = read_settings("bound_with_diagnostics", settings)
-    value, diagnose = evaluate(posterior, prior, likelihood, key, num_samples, chosen)
-    return value, diagnose()
+    return evaluate(posterior, prior, likelihood, key, num_samples, chosen)
 
 
 bound_with_diagnostics.__signature__ = inspect.signature(bound).replace(  # pyright: ignore
@@ -212,8 +210,8 @@ def evaluate(
     key: PRNGKeyArray,
     num_samples: Any,
     settings: Settings,
-) -> tuple[Float[Array, "*batch"], Callable[[], Diagnostics]]:
-    """Look, choose, pull; returns the bound, and what computes its diagnostics where asked."""
+) -> tuple[Float[Array, "*batch"], Diagnostics]:
+    """Look, choose, pull."""
     objective = settings.objective
     posterior_row = find_posterior_estimator(settings.posterior_estimator)
     prior_row = find_prior_estimator(settings.prior_estimator)
@@ -225,38 +223,42 @@ def evaluate(
     is_graph = gate_by_latent.dispatch(type(prior)) is not gate_by_latent.dispatch(object)
     check_mix(prior_row.mix, prior, is_graph=is_graph, graphs="gdregs.Hierarchy or TopDown")
     refuse_inside(is_naive=is_naive(posterior_row, prior_row))
+    is_linear = isinstance(objective, ELBO) or num_samples == 1
     if callable(likelihood):
-        is_linear = isinstance(objective, ELBO) or num_samples == 1
         is_whole = settings.num_gradient_samples is None and settings.chunk_size is None
         likelihood = watched(likelihood, is_linear=is_linear, sees_same_noise=is_whole)
-    model, shape = read_model(posterior, prior, likelihood, key, num_samples, settings.chunk_size)
+    model = read_model(posterior, prior, likelihood, key, num_samples, settings.chunk_size)
     own_path = _check_paths(model, posterior_row, prior_row)
     keeps_indirect = settings.indirect_scores == "keep"
     if not keeps_indirect:
         _check_indirect_scores(posterior, prior)
     estimators = Estimators(posterior_row, prior_row, own_path, keeps_indirect)
-    num_kept = shape.num_samples
+    num_kept = model.num_samples
     if settings.num_gradient_samples is not None:
         kept_at_most = positive_integer("num_gradient_samples", settings.num_gradient_samples)
         num_kept = min(kept_at_most, num_kept)
+    if own_path or (model.batch and model.num_key_axes == 1):
+        num_kept = model.num_samples
+    _refuse_new_noise(model, num_kept, is_linear=isinstance(objective, ELBO))
 
-    sizes = {model.num_samples, num_kept, model.chunk_size} - {None}
-    if len(sizes) > 1:
-        z = jax.eval_shape(lambda: model.draw(0, model.num_samples))
-        refuse_new_noise("posterior", posterior.log_prob, z, sizes)
-        if not isinstance(objective, ELBO):  # which is right on average over the noise
-            refuse_new_noise("prior", prior.log_prob, z, sizes)
-            refuse_new_noise("likelihood", model.likelihood, z, sizes)
-    is_whole = num_kept == shape.num_samples or own_path
-    look = Look(model, shape, objective, remembers=is_whole and not own_path)
-    value = look.value()
+    is_whole = num_kept == model.num_samples
+    seen = look(model, objective, remembers=is_whole and not own_path)
     if is_whole:
-        surrogate, kept = pull_all(model, look, estimators), jnp.ones(shape.batch, shape.dtype)
+        surrogate, kept = pull_all(model, seen, estimators), jnp.ones(model.batch, model.dtype)
     else:
-        weighed, kept = choose(look, num_kept)
+        weighed, kept = choose(model, seen, num_kept)
         surrogate = pull(model, estimators, weighed)
-    surrogate = surrogate * model.samples.size  # the mean over the devices is the whole: `meshes`
-    return with_path(value, surrogate), lambda: Diagnostics(look.effective_sample_size(), kept)
+    return with_path(seen.value, surrogate), Diagnostics(seen.effective_sample_size, kept)
+
+
+def _refuse_new_noise(model: Model, num_kept: int, *, is_linear: bool) -> None:
+    """An error if a part draws noise for each sample that the backward pass would not see."""
+    z, sizes = model.shapes, {model.num_samples, num_kept, model.chunk_size} - {None}
+    refuse_new_noise("posterior", model.posterior.log_prob, z, {1, *sizes})
+    if len(sizes) > 1 and not is_linear:  # an ELBO is right on average over the noise
+        refuse_new_noise("prior", model.prior.log_prob, z, sizes)
+        if not model.num_key_axes:
+            refuse_new_noise("likelihood", model.likelihood, z, sizes)
 
 
 def _check_indirect_scores(posterior: Any, prior: Any) -> None:
@@ -275,7 +277,7 @@ def _check_paths(
     model: Model, posterior: PosteriorEstimator | PosteriorMix, prior: PriorEstimator
 ) -> bool:
     """Whether the posterior must use its own sampler as its path; errors where there is none."""
-    z = jax.eval_shape(lambda: model.draw(0, model.num_samples))
+    z = model.shapes
     if prior.has_path:
         try:
             jax.eval_shape(lambda z: reexpress(model.prior, z), z)

@@ -18,7 +18,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree
 
 from gdregs.evaluation.gates import log_density_without_indirect
 from gdregs.evaluation.weights import draw_and_remember
@@ -28,7 +28,7 @@ from gdregs.reexpression.reparameterized import is_reparameterized
 from gdregs.reexpression.support import move_into_support
 from gdregs.sequences.densities import drawer, log_density_along
 from gdregs.sequences.paths import PATHS, path_of
-from gdregs.sequences.recalled import Recalled, draw_and_recall
+from gdregs.sequences.recalled import RecalledSamples, draw_and_recall, recall_all
 from gdregs.sequences.walk import Walk, after, at, lay_out, with_first
 from gdregs.shared.checks import positive_integer
 
@@ -341,16 +341,19 @@ def _(part: Chain, z: PyTree) -> Array:
     return part.log_prob(z, parent_values=jax.lax.stop_gradient(z))
 
 
-@log_density_without_indirect.register(Recalled)
-def _(part: Recalled, z: PyTree) -> Array:
+@log_density_without_indirect.register(RecalledSamples)
+def _(part: RecalledSamples, z: PyTree) -> Array:
     """As of the chain."""
     return part.log_prob(z, parent_values=jax.lax.stop_gradient(z))
 
 
 @draw_and_remember.register(Chain)
 def _(
-    posterior: Chain, key: PRNGKeyArray, sample_shape: tuple[int, ...]
+    posterior: Chain, keys: Key[Array, " K"]
 ) -> tuple[PyTree, Array, Callable[[Any], Any]] | None:
     """The networks run once, where the path is a loop over their derivatives."""
-    walk, start = posterior.walk_from(key, sample_shape)
-    return draw_and_recall(walk, start, key, posterior.path)
+
+    def draw(key: PRNGKeyArray) -> Any:
+        return draw_and_recall(*posterior.walk_from(key, (1,)), key, posterior.path)
+
+    return recall_all(draw, keys)

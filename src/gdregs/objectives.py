@@ -2,8 +2,8 @@ r"""Monte Carlo objectives $F(\ell_1, \dots, \ell_K)$ of the log-weights, with t
 
 An estimator needs, for each sample, $v_k = \partial F/\partial \ell_k$ and
 $r_k = c_k / v_k$ with $c_k = v_k - \partial^2 F/\partial \ell_k^2$ (0 where $v_k = 0$).
-Each objective computes them from its log-weights in blocks, by way of a *summary* whose size
-does not grow with K: that is what lets `gdregs.bound` stream.
+All log-weights of a datapoint are in memory, 4 bytes each; `gdregs.bound` streams latents and
+networks.
 """
 
 import abc
@@ -13,18 +13,15 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
-
-from gdregs.evaluation.meshes import ALONE, Axis
-from gdregs.evaluation.streams import Fold, Shape, Start, extend_logsumexp, whole
 
 
 class Objective(eqx.Module):
     r"""A Monte Carlo objective $F(\ell)$. Subclass it with only `__call__` to make your own.
 
     $v$ and the diagonal of the Hessian then come from automatic differentiation, at the price of
-    K gradients of F, and a streamed bound keeps its K log-weights per datapoint. `ELBO`, `IWAE`,
-    `VRIWAE` and `JVI` have closed forms and summaries of constant size instead.
+    K gradients of F. `ELBO`, `IWAE`, `VRIWAE` and `JVI` have closed forms instead.
 
     Example:
         >>> import gdregs, jax.numpy as jnp
@@ -49,33 +46,19 @@ class Objective(eqx.Module):
             `[*batch]`, larger is better.
         """
 
-    def summarize(self, fold: Fold, shape: Shape) -> Any:
-        """Condense all log-weights into what `value` and `coefficients` need."""
-
-        def collect(collected, log_weights, start):
-            return jax.lax.dynamic_update_slice_in_dim(collected, log_weights, start, axis=0)
-
-        size = (shape.num_samples, *shape.batch)
-        log_weights = shape.devices.total(fold(collect, jnp.zeros(size, shape.dtype)))
-        value, v = _value_and_gradient(self, log_weights)
-        any_weight = jnp.any(log_weights > -jnp.inf, axis=0)
-        value = jnp.where(any_weight, value, -jnp.inf)
-        return value, v, v - _hessian_diagonal(self, log_weights)
-
-    def value(self, summary: Any) -> Float[Array, "*batch"]:
-        """$F$ from the summary of all log-weights, in nats."""
-        return summary[0]
-
     def coefficients(
-        self, summary: Any, log_weights: Float[Array, "k *batch"], start: Start
-    ) -> tuple[Float[Array, "k *batch"], Float[Array, "k *batch"]]:
-        """$v$ and $c$ of one block of log-weights whose first sample has position `start`."""
-        _, v, c = summary
-        size = log_weights.shape[0]
-        return (
-            jax.lax.dynamic_slice_in_dim(v, start, size),
-            jax.lax.dynamic_slice_in_dim(c, start, size),
-        )
+        self, log_weights: Float[Array, "K *batch"]
+    ) -> tuple[Float[Array, "K *batch"], Float[Array, "K *batch"]]:
+        r"""$v_k = \partial F / \partial \ell_k$ and $c_k = v_k - \partial^2 F / \partial \ell_k^2$.
+
+        Args:
+            log_weights: `[K, *batch]`.
+
+        Returns:
+            v and c, `[K, *batch]`. What they are where a datapoint has no weight does not matter.
+        """
+        _, v = _value_and_gradient(self, log_weights)
+        return v, v - _hessian_diagonal(self, log_weights)
 
 
 def _value_and_gradient(objective, log_weights):
@@ -100,14 +83,7 @@ def _hessian_diagonal(objective, log_weights):
     return jax.lax.map(second_derivative, jnp.arange(log_weights.shape[0]))
 
 
-class _Summarized(Objective):
-    """An objective that is computed through its own summary."""
-
-    def __call__(self, log_weights: Float[Array, "K *batch"]) -> Float[Array, "*batch"]:
-        return self.value(self.summarize(*whole(log_weights)))
-
-
-class ELBO(_Summarized):
+class ELBO(Objective):
     r"""The evidence lower bound, $F = \frac1K \sum_k \ell_k$, with $v = 1/K$ and $r = 1$.
 
     Example:
@@ -116,30 +92,15 @@ class ELBO(_Summarized):
         2.0
     """
 
-    def summarize(self, fold: Fold, shape: Shape) -> Any:
-        def add(total, log_weights, start):
-            return total + jnp.sum(log_weights, axis=0)
+    def __call__(self, log_weights: Float[Array, "K *batch"]) -> Float[Array, "*batch"]:
+        return jnp.mean(log_weights, axis=0)
 
-        total = fold(add, jnp.zeros(shape.batch, shape.dtype))
-        return shape.devices.total(total), shape.num_samples
-
-    def value(self, summary: Any) -> Float[Array, "*batch"]:
-        total, num_samples = summary
-        return total / num_samples
-
-    def coefficients(self, summary: Any, log_weights: Array, start: Start) -> tuple[Array, Array]:
-        v = jnp.full_like(log_weights, 1 / summary[1])
+    def coefficients(self, log_weights: Float[Array, "K *batch"]) -> tuple[Array, Array]:
+        v = jnp.full_like(log_weights, 1 / log_weights.shape[0])
         return v, v
 
 
-def _running_logsumexp(scale):
-    def add(total, log_weights, start):
-        return extend_logsumexp(total, scale * log_weights)
-
-    return add
-
-
-class IWAE(_Summarized):
+class IWAE(Objective):
     r"""The importance-weighted bound (2), $F = \log \frac1K \sum_k w_k$.
 
     Its $v_k$ is the normalized weight $\tilde w_k$, and $r_k = \tilde w_k$ (B.3).
@@ -153,21 +114,15 @@ class IWAE(_Summarized):
         Burda et al., Importance Weighted Autoencoders, 2016.
     """
 
-    def summarize(self, fold: Fold, shape: Shape) -> Any:
-        start = jnp.full(shape.batch, -jnp.inf, shape.dtype)
-        log_total = fold(_running_logsumexp(1), start)
-        return shape.devices.log_total(log_total), shape.num_samples
+    def __call__(self, log_weights: Float[Array, "K *batch"]) -> Float[Array, "*batch"]:
+        return logsumexp(log_weights, axis=0) - math.log(log_weights.shape[0])
 
-    def value(self, summary: Any) -> Float[Array, "*batch"]:
-        log_total, num_samples = summary
-        return log_total - jnp.log(jnp.asarray(num_samples, log_total.dtype))
-
-    def coefficients(self, summary: Any, log_weights: Array, start: Start) -> tuple[Array, Array]:
-        v = jnp.exp(log_weights - summary[0][None])
+    def coefficients(self, log_weights: Float[Array, "K *batch"]) -> tuple[Array, Array]:
+        v = jnp.exp(log_weights - logsumexp(log_weights, axis=0, keepdims=True))
         return v, v**2
 
 
-class VRIWAE(_Summarized):
+class VRIWAE(Objective):
     r"""The variational Rényi bound of order $\alpha$, importance-weighted (VR-IWAE).
 
     $F = \frac{1}{1-\alpha} \log \frac1K \sum_k w_k^{1-\alpha}$,
@@ -197,65 +152,45 @@ class VRIWAE(_Summarized):
         if isinstance(self.alpha, (int, float)) and self.alpha == 1:
             raise ValueError("VRIWAE of order alpha = 1 is the ELBO; use gdregs.ELBO().")
 
-    def summarize(self, fold: Fold, shape: Shape) -> Any:
-        start = jnp.full(shape.batch, -jnp.inf, shape.dtype)
-        log_total = fold(_running_logsumexp(1 - self.alpha), start)
-        return shape.devices.log_total(log_total), shape.num_samples
+    def __call__(self, log_weights: Float[Array, "K *batch"]) -> Float[Array, "*batch"]:
+        return IWAE()((1 - self.alpha) * log_weights) / (1 - self.alpha)
 
-    def value(self, summary: Any) -> Float[Array, "*batch"]:
-        return IWAE().value(summary) / (1 - self.alpha)
-
-    def coefficients(self, summary: Any, log_weights: Array, start: Start) -> tuple[Array, Array]:
-        v = jnp.exp((1 - self.alpha) * log_weights - summary[0][None])
+    def coefficients(self, log_weights: Float[Array, "K *batch"]) -> tuple[Array, Array]:
+        v, _ = IWAE().coefficients((1 - self.alpha) * log_weights)
         return v, v * (self.alpha + (1 - self.alpha) * v)
 
 
-class _Leading(NamedTuple):
-    """The largest log-weight, its position, and the log of the sum of all other weights.
+class _LeaveOneOut(NamedTuple):
+    """Sums of weights without one of them; without cancellation, since the largest is kept apart.
 
-    It is told apart by its position: log-weights that are computed anew may differ in a last bit.
+    Attributes:
+        is_leading: Which sample has the largest weight, `[K, *batch]`.
+        log_total: The log of the sum of all weights, `[1, *batch]`.
+        log_others: That of all weights but the largest, `[1, *batch]`.
+        log_without: That of all weights but each one in turn, `[K, *batch]`.
     """
 
-    top: Array
-    position: Array
+    is_leading: Array
+    log_total: Array
     log_others: Array
-
-    @property
-    def log_total(self):
-        return jnp.logaddexp(self.top, self.log_others)
-
-    def among(self, devices: Axis) -> "_Leading":
-        """The leading sample of all devices, from the leading one of each."""
-        if devices == ALONE:
-            return self
-        top = devices.largest(self.top)
-        last = jnp.iinfo(jnp.int32).max
-        position = devices.smallest(jnp.where(self.top == top, self.position, last))
-        is_here = self.position == position
-        others = jnp.where(is_here, self.log_others, self.log_total)
-        return _Leading(top, position, devices.log_total(others))
-
-    def is_at(self, log_weights, start):
-        """Where a block holds the leading sample."""
-        rows = jax.lax.broadcasted_iota(jnp.int32, log_weights.shape, 0)
-        return start + rows == self.position[None]
-
-    def log_without(self, log_weights, is_leading):
-        """Log of the sum of all weights but each one in turn, without cancellation."""
-        inner = jnp.minimum(log_weights - self.log_total[None], -math.log(2))
-        without = self.log_total[None] + jnp.log1p(-jnp.exp(inner))
-        return jnp.where(is_leading, self.log_others[None], without)
-
-
-class _Sums(NamedTuple):
-    """Sums over all samples j but the leading one of functions of W - w_j."""
-
     log_without: Array
-    inverse: Array
-    squared_inverse: Array
 
 
-class JVI(_Summarized):
+def _leave_one_out(log_weights: Float[Array, "K *batch"]) -> _LeaveOneOut:
+    rows = jax.lax.broadcasted_iota(jnp.int32, log_weights.shape, 0)
+    is_leading = rows == jnp.argmax(log_weights, axis=0).astype(jnp.int32)[None]
+    log_total = logsumexp(log_weights, axis=0, keepdims=True)
+    others = jnp.where(is_leading, -jnp.inf, log_weights)
+    log_others = logsumexp(others, axis=0, keepdims=True)
+    # No weight but the largest is more than half of all: the difference loses one bit at most.
+    inner = jnp.minimum(log_weights - log_total, -math.log(2))
+    log_without = log_total + jnp.log1p(-jnp.exp(inner))
+    return _LeaveOneOut(
+        is_leading, log_total, log_others, jnp.where(is_leading, log_others, log_without)
+    )
+
+
+class JVI(Objective):
     r"""The first-order jackknife bound, JVI-1.
 
     $F = K\,\mathrm{IWAE}_K - \frac{K-1}{K} \sum_j \mathrm{IWAE}_{K-1}^{(-j)}$, where $(-j)$ leaves
@@ -264,7 +199,7 @@ class JVI(_Summarized):
     $c = K\tilde w^2 - \frac{K-1}{K} \sum_j (\tilde w^{(-j)})^2$. At K = 1 it is the ELBO.
 
     The leave-one-out sums never subtract a weight that dominates: the largest weight is kept
-    apart, so that W - w loses at most one bit. A second pass over the log-weights is the price.
+    apart, so that W - w loses at most one bit.
 
     Example:
         >>> import gdregs, jax.numpy as jnp
@@ -276,71 +211,30 @@ class JVI(_Summarized):
         Jackknife Variational Inference, 2018.
     """
 
-    def summarize(self, fold: Fold, shape: Shape) -> Any:
-        nothing = jnp.full(shape.batch, -jnp.inf, shape.dtype)
-
-        def lead(leading, log_weights, start):
-            entries = jnp.concatenate([leading.top[None], log_weights])
-            first = jnp.argmax(entries, axis=0).astype(jnp.int32)
-            rows = jax.lax.broadcasted_iota(jnp.int32, entries.shape, 0)
-            others = jnp.where(rows == first[None], -jnp.inf, entries)
-            return _Leading(
-                jnp.max(entries, axis=0),
-                jnp.where(first == 0, leading.position, start + first - 1),
-                extend_logsumexp(leading.log_others, others),
-            )
-
-        nowhere = jnp.full(shape.batch, -1, jnp.int32)
-        leading = fold(lead, _Leading(nothing, nowhere, nothing)).among(shape.devices)
-
-        def add(sums, log_weights, start):
-            is_leading = leading.is_at(log_weights, start)
-            log_without = leading.log_without(log_weights, is_leading)
-            inverse = jnp.exp(leading.log_total[None] - log_without)
-
-            def total(values):
-                return jnp.sum(jnp.where(is_leading, 0, values), axis=0)
-
-            return _Sums(
-                sums.log_without + total(log_without),
-                sums.inverse + total(inverse),
-                sums.squared_inverse + total(inverse**2),
-            )
-
-        zero = jnp.zeros(shape.batch, shape.dtype)
-        sums = shape.devices.total(fold(add, _Sums(zero, zero, zero)))
-        return leading, sums, shape.num_samples
-
-    def value(self, summary: Any) -> Float[Array, "*batch"]:
-        leading, sums, num_samples = summary
-        iwae = IWAE().value((leading.log_total, num_samples))
-        if num_samples == 1:
+    def __call__(self, log_weights: Float[Array, "K *batch"]) -> Float[Array, "*batch"]:
+        size = log_weights.shape[0]
+        iwae = IWAE()(log_weights)
+        if size == 1:
             return iwae
-        weightless = leading.top == -jnp.inf
-        mean_without = (sums.log_without + leading.log_others) / num_samples
-        log_size = jnp.log(jnp.asarray(num_samples - 1, iwae.dtype))
-        jackknife = num_samples * iwae - (num_samples - 1) * (mean_without - log_size)
-        return jnp.where(weightless, -jnp.inf, jackknife)
+        without = jnp.mean(_leave_one_out(log_weights).log_without, axis=0) - math.log(size - 1)
+        weightless = jnp.max(log_weights, axis=0) == -jnp.inf
+        return jnp.where(weightless, -jnp.inf, size * iwae - (size - 1) * without)
 
-    def coefficients(self, summary: Any, log_weights: Array, start: Start) -> tuple[Array, Array]:
-        leading, sums, num_samples = summary
-        weights = jnp.exp(log_weights - leading.log_total[None])
-        if num_samples == 1:
-            return weights, weights**2
-        is_leading = leading.is_at(log_weights, start)
-        log_without = leading.log_without(log_weights, is_leading)
-        inverse = jnp.exp(leading.log_total[None] - log_without)
-        share = (num_samples - 1) / num_samples
-
-        def without_own(others, own):
-            return jnp.where(is_leading, others[None], others[None] - own)
-
-        # The weight among all but the leading sample; as a product it would be 0 times infinity.
+    def coefficients(self, log_weights: Float[Array, "K *batch"]) -> tuple[Array, Array]:
+        size = log_weights.shape[0]
+        if size == 1:
+            return IWAE().coefficients(log_weights)
+        is_leading, log_total, log_others, log_without = _leave_one_out(log_weights)
+        weights = jnp.exp(log_weights - log_total)
+        share = (size - 1) / size
+        # The term of j = the leading sample is apart: as a product with its inverse, the weight
+        # among the others would be 0 times infinity.
+        inverse = jnp.where(is_leading, 0, jnp.exp(log_total - log_without))
+        ones, twos = (
+            jnp.sum(power, axis=0, keepdims=True) - power for power in (inverse, inverse**2)
+        )
         is_none = is_leading | (log_weights == -jnp.inf)
-        among_others = jnp.exp(log_weights - leading.log_others[None])
-        among_others = jnp.where(is_none, 0, among_others)
-        ones = without_own(sums.inverse, inverse)
-        twos = without_own(sums.squared_inverse, inverse**2)
-        v = weights * (num_samples - share * ones) - share * among_others
-        c = weights**2 * (num_samples - share * twos) - share * among_others**2
+        among_others = jnp.where(is_none, 0, jnp.exp(log_weights - log_others))
+        v = weights * (size - share * ones) - share * among_others
+        c = weights**2 * (size - share * twos) - share * among_others**2
         return v, c

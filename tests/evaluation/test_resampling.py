@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from gdregs.evaluation import resampling
-from gdregs.evaluation.meshes import Axis
 
 SCORES = {
     "ordinary": [0.1, 0.5, 0.02, 0.3, 0.08],
@@ -79,15 +78,13 @@ def test_expected_weights_are_the_scores(float64):
     """The choice is a step function of one uniform number: sum over its steps, exactly."""
 
     def expected(scores, num_kept):
-        threshold = resampling.find_threshold(resampling.merge_scores(None, scores, num_kept))
-        pi = resampling.block_probabilities(threshold, scores)
+        threshold = resampling.find_threshold(scores, num_kept)
+        pi = resampling.inclusion_probabilities(scores, num_kept)
 
         def weights(offset):
-            sweep = resampling.start_sweep(threshold, offset)
-            _, kept, pi = resampling.sweep_block(sweep, scores)
-            slots = resampling.fill_slots(None, kept, scores, (jnp.arange(5), pi), num_kept)
-            index, pi = slots.contents
-            return jnp.zeros(5).at[index].add(slots.scores / jnp.where(slots.scores > 0, pi, 1))
+            index, kept = resampling.keep(offset, scores, num_kept)
+            found = jnp.where(kept > 0, scores[index] / jnp.where(kept > 0, kept, 1), 0)
+            return jnp.zeros(5).at[index].add(found)
 
         mass = jnp.cumsum(jnp.where(scores >= threshold.certain, 0, pi))
         edges = jnp.sort(jnp.concatenate([jnp.array([0.0, 1.0]), mass % 1]))
@@ -104,36 +101,6 @@ def test_expected_weights_are_the_scores(float64):
         )
 
 
-def test_blocks_choose_what_one_block_chooses(float64):
-    rng = np.random.default_rng(0)
-    scores, offset = rng.dirichlet(np.full(8, 0.3), 50).T, rng.uniform(size=50)
-    num_kept = 3
-
-    def choose(scores, offset, size):
-        largest = resampling.no_scores(num_kept, (50,), scores.dtype)
-        blocks = [scores[i : i + size] for i in range(0, 8, size)]
-        for block in blocks:
-            largest = resampling.merge_scores(largest, block, num_kept)
-        threshold = resampling.find_threshold(largest)
-        sweep = resampling.start_sweep(threshold, offset)
-        slots = None
-        for number, block in enumerate(blocks):
-            sweep, kept, _ = resampling.sweep_block(sweep, block)
-            place = number * size + jnp.arange(len(block))[:, None] + jnp.zeros((1, 50), int)
-            slots = resampling.fill_slots(slots, kept, block, place, num_kept)
-        assert slots is not None
-        return slots.contents
-
-    @jax.jit
-    def both(scores, offset):
-        return choose(scores, offset, 8), choose(scores, offset, 3), choose(scores, offset, 1)
-
-    whole, *others = both(scores, offset)
-    assert len(np.unique(whole, axis=1).T) > 5
-    for other in others:
-        np.testing.assert_array_equal(other, whole)
-
-
 def test_every_offset_keeps_m():
     """In float32, where the last point falls on the end of the mass up to rounding."""
     num_kept, offsets = 16, np.float32([0.0, 1e-7, 0.5, 1 - 2**-24])
@@ -141,11 +108,9 @@ def test_every_offset_keeps_m():
 
     @jax.jit
     def count(scores, offsets):
-        threshold = resampling.find_threshold(resampling.merge_scores(None, scores, num_kept))
-
         def at(offset):
-            sweep = resampling.start_sweep(threshold, jnp.full(400, offset, scores.dtype))
-            return jnp.sum(resampling.sweep_block(sweep, scores)[1], axis=0)
+            offset = jnp.full(400, offset, scores.dtype)
+            return jnp.sum(resampling.keep(offset, scores, num_kept).probabilities > 0, axis=0)
 
         return jax.vmap(at)(offsets)
 
@@ -167,43 +132,3 @@ def test_resampling_frequencies_match_the_probabilities():
     frequency = np.bincount(index.ravel(), minlength=8) / draws
     error = np.sqrt(pi * (1 - pi) / draws)
     assert (np.abs(frequency - pi) <= 5 * error + 1e-6).all()
-
-
-def test_devices_keep_together_what_one_keeps(float64):
-    """200 draws of 5 of 16 scores on four devices: the same samples in the same slots."""
-    num_kept, num_devices = 5, 4
-    devices = Axis(("devices",), num_devices)
-
-    def on_device(scores, offset):
-        own = resampling.merge_scores(None, scores, num_kept)
-        threshold = resampling.find_threshold(resampling.largest_of_all(own, devices))
-        sweep = resampling.start_sweep(threshold, offset)
-        sweep, share = resampling.share_of_slots(sweep, own, devices)
-        _, kept, _ = resampling.sweep_block(sweep, scores)
-        place = devices.index() * len(scores) + jnp.arange(len(scores))
-        slots = resampling.fill_slots(None, kept, scores, place, num_kept)
-        slots = resampling.put_together(slots, share, devices)
-        return slots.contents, slots.scores
-
-    @jax.jit
-    @jax.vmap
-    def draw(number, scores):
-        key = jax.random.key(number)
-        expected = resampling.resample(key, scores, num_kept)
-        offset = jax.random.uniform(key, (), scores.dtype)
-        spread = jax.vmap(on_device, in_axes=(0, None), axis_name="devices")
-        place, found = spread(scores.reshape(num_devices, -1), offset)
-        order = jnp.argsort(-found[0])  # of the heaviest first, as on one device
-        return expected, place[0][order], found[0][order]
-
-    rng = np.random.default_rng(0)
-    num_positive = np.repeat([0, 2, 5, 16], 200)
-    is_positive = rng.permuted(np.arange(16) < num_positive[:, None], axis=1)
-    scores = np.where(is_positive, rng.exponential(size=(800, 16)) ** 4, 0)
-    found = draw(np.arange(800), scores)
-    (index, probabilities), place, found = jax.tree.map(np.asarray, found)
-    full = probabilities > 0
-    np.testing.assert_array_equal(full.sum(axis=1), np.minimum(num_positive, num_kept))
-    np.testing.assert_array_equal(place[full], index[full])
-    np.testing.assert_array_equal(found[full], np.take_along_axis(scores, place, axis=1)[full])
-    assert (found[~full] == 0).all()

@@ -107,19 +107,16 @@ class AnyOf(gdregs.Objective):
     def __call__(self, log_weights):
         return jnp.stack([objective(log_weights) for objective in OBJECTIVES.values()])[self.number]
 
-    def summarize(self, fold, shape):
-        return [objective.summarize(fold, shape) for objective in OBJECTIVES.values()]
-
-    def value(self, summary):
-        values = [o.value(one) for o, one in zip(OBJECTIVES.values(), summary, strict=True)]
-        return jnp.stack(values)[self.number]
-
-    def coefficients(self, summary, log_weights, start):
-        pairs = [
-            objective.coefficients(one, log_weights, start)
-            for objective, one in zip(OBJECTIVES.values(), summary, strict=True)
-        ]
+    def coefficients(self, log_weights):
+        pairs = [objective.coefficients(log_weights) for objective in OBJECTIVES.values()]
         return tuple(jnp.stack(of)[self.number] for of in zip(*pairs, strict=True))
+
+
+def samples(posterior, key, num_samples):
+    """The importance samples of a bound: one from each key."""
+    return jax.vmap(lambda k: posterior.sample(jax.random.fold_in(key, k), ()))(
+        jnp.arange(num_samples)
+    )
 
 
 POSTERIOR_ESTIMATORS = {

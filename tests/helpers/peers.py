@@ -1,7 +1,6 @@
 """Peers' own tests with our bound in the place of their objectives."""
 
 import ast
-import inspect
 import json
 import os
 import shutil
@@ -49,40 +48,18 @@ def copy_with_bound(folder, target):
 
 
 SELECTION = "GDREGS_PEERS_SELECTION"
-"""The variable with the path to which a run writes which tests there are and which it runs."""
+"""The variable with the path to which a run writes which tests there are."""
 
 
 def pytest_addoption(parser):
     """As a plugin of a run of a peer's tests: which of them."""
-    parser.addoption("--covering", action="store_true", help="a covering set alone")
-    parser.addoption("--leave-out", action="append", default=[], help="a test, or a function")
+    parser.addoption("--only", action="append", default=[], help="a test; by default, all")
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out what is to be left out, and with `--covering` what adds nothing to those before."""
-    left_out, seen = set(config.getoption("--leave-out")), set()
-    covering = config.getoption("--covering")
-    chosen, others = [], []
-    for item in items:
-        is_left_out = left_out & {item.name, item.originalname}
-        adds = not is_left_out and (not covering or not traits(item) <= seen)
-        (chosen if adds else others).append(item)
-        if adds:
-            seen |= traits(item)
-    names = {"all": [item.name for item in items], "chosen": [item.name for item in chosen]}
-    Path(os.environ[SELECTION]).write_text(json.dumps(names))
+    """Run what is asked for, and write what there is."""
+    only = set(config.getoption("--only"))
+    Path(os.environ[SELECTION]).write_text(json.dumps([item.name for item in items]))
+    chosen = [item for item in items if not only or item.name in only]
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = chosen
-    config.hook.pytest_deselected(items=others)
-
-
-def traits(item):
-    """What a covering set has once: a test's function, and its guides or its other arguments.
-
-    A guide counts once for all functions, any other argument once for each of them.
-    """
-    arguments = item.callspec.params if hasattr(item, "callspec") else {}
-    lists = [value if isinstance(value, tuple) else (value,) for value in arguments.values()]
-    guides = {one.__name__ for values in lists for one in values if inspect.isclass(one)}
-    # The same object in all tests that have the argument.
-    others = {(item.originalname, name, id(value)) for name, value in arguments.items()}
-    return {item.originalname} | (guides or others)

@@ -12,7 +12,6 @@ from numpyro.infer import SVI, RenyiELBO, Trace_ELBO, autoguide
 from numpyro.primitives import mutable
 
 import gdregs
-from gdregs.evaluation.windows import window
 from gdregs.numpyro.bound import Bound
 from gdregs.reexpression.reexpress import reexpress
 from means import assert_unbiased
@@ -136,18 +135,6 @@ def test_particles_in_chunks_and_one_after_another_change_nothing():
 
     at_once, *others = np.asarray(losses(KEY))
     np.testing.assert_allclose(others, at_once, rtol=1e-5)
-
-
-def test_no_two_samples_of_a_stream_share_their_noise():
-    @jax.jit
-    def noise(key):
-        model, make_guide, data = PROGRAMS["local"]
-        params = {"centre": 0.5, "slope": 0.0}
-        _, posterior, *_ = Bound(8)._read(key, params, model, make_guide(), (data,), {})
-        return [posterior.sample(window(key, start), (2,))["z"] for start in (0, 2)]
-
-    draws = np.asarray(noise(KEY))
-    assert len(np.unique(draws)) == draws.size
 
 
 def _gradient(model, guide, *args, **options):

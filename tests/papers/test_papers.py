@@ -189,9 +189,43 @@ def quicker(monkeypatch):
     change(linear_trainings, trained_with=(1,), sizes=(4,))
 
 
-@pytest.mark.slow
+@pytest.fixture
+def of_one_k(monkeypatch):
+    """Draws with one K stand for those with any: each K is a program, and shows nothing new."""
+    for module in (toy, linear_vae):
+        # Two draws with every K, too.
+        quick = module.quick
+        monkeypatch.setattr(
+            module,
+            "quick",
+            lambda settings, quick=quick: dataclasses.replace(quick(settings), budget=2),
+        )
+        compile_once = functools.cache(module.compile_measurement)
+        monkeypatch.setattr(module, "compile_measurement", compile_once)
+        monkeypatch.setattr(module, "make_draw", _only(module.make_draw, 4))
+
+
+def _only(make_draw, num_samples):
+    draws = []
+
+    def make(*arguments):
+        if not draws:
+            draws.append(make_draw(*arguments[:-1], num_samples))
+        return draws[0]
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "programs",
+    [
+        pytest.param("of_one_k", marks=pytest.mark.slow),
+        pytest.param("quicker", marks=pytest.mark.nightly),
+    ],
+)
 @pytest.mark.usefixtures("quicker")
-def test_reproduce_leaves_results_figures_and_a_page(capsys, tmp_path):
+def test_reproduce_leaves_results_figures_and_a_page(capsys, tmp_path, request, programs):
+    request.getfixturevalue(programs)
     assert main(["reproduce", "all-analytic", "--quick", "--out", str(tmp_path / "r")]) == 0
     out = capsys.readouterr().out
     assert "claims.md: every claim with its measurement" in out

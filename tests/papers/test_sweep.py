@@ -22,6 +22,8 @@ TINY = ["--seeds", "2", "--subset", "64", "--layers", "1", "--pairs", "dregs+gdr
 @pytest.fixture(autouse=True)
 def in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    # Jobs compile as tests do.
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     return tmp_path
 
 
@@ -131,8 +133,6 @@ def test_jobs_of_the_local_executor(capsys, tmp_path):
     (cell,) = json.loads((tmp_path / "results" / "digits.json").read_text())["cells"]
     assert len(cell["last"]["test_bound"]) == 2
     assert list((tmp_path / "runs" / "papers" / "jobs").glob("*_log.out"))
-    assert reproduce("--executor", "local") == 0
-    assert "0 to do" in capsys.readouterr().out
 
 
 @pytest.mark.slow

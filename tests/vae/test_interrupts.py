@@ -10,11 +10,12 @@ import pytest
 from commands import start
 from gdregs.vae import read_metrics
 
-# The default settings, compiled as users have it: an epoch has to outlast the end of Python, about
-# 3 s, for its program to be at work then. (Two of six interrupts ended in a segmentation fault so;
-# with epochs of 2 s, none of ten.)
-COMMAND = ["-m", "gdregs", "train", "--epochs", "100000"]
-ENVIRONMENT = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "PYTHONUNBUFFERED": "1"}
+# An epoch is one program, which has to outlast the end of Python, about 3 s, to be at work then:
+# steps of few images each, compiled in little time. An array is read sooner than a named data set.
+COMMAND = [
+    "-m", "gdregs", "train", "--epochs", "100000", "--num-layers", "1", "--batch-size", "10",
+]  # fmt: skip
+IMAGES = {"train": 800, "test": 10}
 LINE = "gdregs: interrupted; the same command continues from here."
 
 
@@ -40,14 +41,22 @@ def can_be_interrupted():
 @pytest.mark.slow
 @pytest.mark.usefixtures("can_be_interrupted")
 def test_interrupts_end_with_130_and_the_run_goes_on(tmp_path):
-    """Ten of one run: after its first epoch, then while it starts, compiles and trains."""
+    """Ten of one run: after its first epoch, then while it starts, compiles and trains.
+
+    The moments are shares of the time to the first line, which say the same on any machine.
+    """
     folder, codes, endings = tmp_path / "run", [], []
-    for delay in (0, *np.linspace(1, 6, 9)):
+    draw = np.random.default_rng(0)
+    images = {name: draw.integers(0, 256, (count, 8, 8)) for name, count in IMAGES.items()}
+    np.savez(tmp_path / "images.npz", **{name: a.astype("uint8") for name, a in images.items()})
+    command = [*COMMAND, "--dataset", tmp_path / "images.npz", "--out", folder]
+    for share in (0, *np.linspace(0.2, 1.8, 9)):
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        process = start(*COMMAND, "--out", folder, env=ENVIRONMENT, **pipes)
+        begun = time.monotonic()
+        process = start(*command, env={"PYTHONUNBUFFERED": "1"}, **pipes)
         try:
             wait_until_it_trains(process, folder)
-            time.sleep(delay)
+            time.sleep(share * (time.monotonic() - begun))
             process.send_signal(signal.SIGINT)
             _, errors = process.communicate(timeout=60)
         finally:

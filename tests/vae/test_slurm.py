@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from commands import run
 from gdregs.vae import read_metrics
 
 pytestmark = [
@@ -94,21 +95,21 @@ def _run(command, environment, timeout=240):
 def test_the_tasks_of_a_step_find_each_other(cluster, tmp_path):
     """`srun gdregs train` with two tasks trains what one process does."""
     together, alone = tmp_path / "together", tmp_path / "alone"
-    train = ["gdregs", "train", *SMALL, "--out"]
-    step = _run(["srun", "--ntasks=2", *train, str(together)], cluster)
+    step = _run(["srun", "--ntasks=2", "gdregs", "train", *SMALL, "--out", str(together)], cluster)
     assert step.returncode == 0, step.stderr
     assert "2 devices in 2 processes: data over 2" in step.stdout
-    assert _run([*train, str(alone)], cluster).returncode == 0
+    assert run("train", *SMALL, "--out", alone) == 0
     for name in ("train_bound", "test_bound", "effective_sample_size"):
-        series = [[row[name] for row in read_metrics(run)] for run in (together, alone)]
+        series = [[row[name] for row in read_metrics(folder)] for folder in (together, alone)]
         assert len(series[0]) == 2
         np.testing.assert_allclose(*series, rtol=1e-3)
 
 
 def test_a_sweep_runs_as_jobs(cluster, tmp_path):
     """`--executor slurm` submits the cells and gathers their results."""
+    # The programs of tests/papers/test_sweep.py.
     command = (
-        "gdregs reproduce digits --epochs 1 --seeds 1 --subset 64 --layers 1 --pairs dregs+gdregs"
+        "gdregs reproduce digits --epochs 1 --seeds 2 --subset 64 --layers 1 --pairs dregs+gdregs"
         " --executor slurm --executor-options timeout_min=10"
     )
     folders = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "results")]

@@ -1,25 +1,22 @@
 r"""Importance samples and datapoints spread over devices.
 
-A mesh has the axes `seeds`, `data` and `samples`. Inside of a `jax.shard_map` over such a mesh,
-`gdregs.bound` is one device's part of one bound: it draws its own rows of the same K samples for
-its own columns of the same batch, and talks to the other devices only to normalise the weights.
-What it returns is the bound of the whole; its derivative is this device's share, times the number
-of devices along `samples`. So the *mean* over all devices of any loss's gradient is the gradient,
-whatever else the loss contains, and one all-reduce of it is all that training needs.
+A mesh has the axes `seeds`, `data` and `samples`. A program that is traced for one is the program
+of one device: the compiler divides it, told only which axes are datapoints and which are importance
+samples. Sample k depends on key k alone, so that the numbers are those of one device.
 """
 
-import functools
+import contextlib
+import contextvars
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
-from gdregs.evaluation.windows import window
 from gdregs.shared.checks import positive_integer
 
 T = TypeVar("T")
@@ -59,78 +56,62 @@ def make_mesh(*, data: Any = 1, samples: Any = 1, seeds: Any = 1, devices: Any =
     return Mesh(np.array(devices[:count]).reshape(shape), AXES)
 
 
-class Axis(NamedTuple):
-    """One axis of the mesh that the code at hand runs on.
-
-    Attributes:
-        name: The axis, or several that make one; None where there is a single device along it.
-        size: How many devices there are along it.
-    """
-
-    name: tuple[str, ...] | None
-    size: int
-
-    def index(self) -> int | Int[Array, ""]:
-        """The position of this device."""
-        return 0 if self.name is None else jax.lax.axis_index(self.name)
-
-    def total(self, values: T) -> T:
-        """Sums over the devices, of a pytree in one message."""
-        return values if self.name is None else jax.lax.psum(values, self.name)
-
-    def largest(self, values: Array) -> Array:
-        """The maximum over the devices."""
-        return values if self.name is None else jax.lax.pmax(values, self.name)
-
-    def smallest(self, values: Array) -> Array:
-        """The minimum over the devices."""
-        return values if self.name is None else jax.lax.pmin(values, self.name)
-
-    def stacked(self, values: Array) -> Array:
-        """The values of all devices along a new leading axis."""
-        return values[None] if self.name is None else jax.lax.all_gather(values, self.name)
-
-    def rows_of_all(self, values: Array) -> Array:
-        """The leading axes of all devices, one after another."""
-        return self.stacked(values).reshape(-1, *values.shape[1:])
-
-    def log_total(self, log_values: Float[Array, "..."]) -> Float[Array, "..."]:
-        """The log of the sum of exponentials over the devices: one maximum and one sum."""
-        if self.name is None:
-            return log_values
-        top = self.largest(log_values)
-        top = jnp.where(top > -jnp.inf, top, 0)
-        return top + jnp.log(self.total(jnp.exp(log_values - top)))
-
-    def own_rows(self, values: Array) -> Array:
-        """This device's equal share of the leading axis."""
-        if self.name is None:
-            return values
-        size = values.shape[0] // self.size
-        return jax.lax.dynamic_slice_in_dim(values, self.index() * size, size)
-
-    def own_key(self, key: PRNGKeyArray, num_rows: int) -> PRNGKeyArray:
-        """The key of this device's `num_rows` rows of a draw that all devices share."""
-        return key if self.name is None else window(key, self.index() * num_rows)
+_MESH: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh", default=None)
+"""The mesh that the code at hand is traced for."""
 
 
-ALONE = Axis(None, 1)
+@contextlib.contextmanager
+def over(mesh: Mesh | None) -> Iterator[None]:
+    """What is traced inside is spread over the mesh; None is one device."""
+    token = _MESH.set(mesh)
+    try:
+        yield
+    finally:
+        _MESH.reset(token)
 
 
-def axis(*names: str) -> Axis:
-    """The axis of that name, if the code at hand is one device's part of a `jax.shard_map`.
-
-    Of several names, the axis that they make together.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    present = tuple(n for n in names if n in mesh.manual_axes and mesh.shape[n] > 1)
-    return Axis(present, math.prod(mesh.shape[n] for n in present)) if present else ALONE
+def devices_along(axis: str) -> int:
+    """How many devices share that axis where the code at hand is traced for a mesh."""
+    mesh = _MESH.get()
+    return 1 if mesh is None else mesh.shape[axis]
 
 
-def mean_over_devices(tree: T) -> T:
-    """The mean of each leaf over the devices that share a batch and its samples, in one message."""
-    everyone = axis(DATA, SAMPLES)
-    return tree if everyone == ALONE else jax.lax.pmean(tree, everyone.name)
+def spread_samples(tree: T) -> T:
+    """The compiler is told that the leading axis is one of importance samples."""
+    return _spread(tree, SAMPLES)
+
+
+def spread_datapoints(tree: T) -> T:
+    """The compiler is told that the leading axis is one of datapoints."""
+    return _spread(tree, DATA)
+
+
+def gather_samples(tree: T) -> T:
+    """The compiler is told to leave all importance samples, the leading axis, on every device."""
+    return _spread(tree, None) if devices_along(SAMPLES) > 1 else tree
+
+
+def gather(tree: T) -> T:
+    """The compiler is told to leave the whole of each array on every device."""
+    mesh = _MESH.get()
+    if mesh is None:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def _spread(tree: T, axis: str | None) -> T:
+    mesh = _MESH.get()
+    if mesh is None or (axis and mesh.shape[axis] == 1):
+        return tree
+
+    def one(leaf):
+        if axis and leaf.shape[0] % mesh.shape[axis]:
+            return leaf
+        free = (PartitionSpec.UNCONSTRAINED,) * (leaf.ndim - 1)
+        sharding = NamedSharding(mesh, PartitionSpec(axis, *free))
+        return jax.lax.with_sharding_constraint(leaf, sharding)
+
+    return jax.tree.map(one, tree)
 
 
 def value_and_grad(
@@ -138,20 +119,16 @@ def value_and_grad(
 ) -> Callable[..., Any]:
     r"""`jax.value_and_grad` of a loss over many devices, without a change to the loss.
 
-    The loss is a mean over a batch of datapoints of (minus) `gdregs.bound` and of anything else.
-    Each device evaluates it on its share of the batch and of the K importance samples, which are
-    the ones that a single device would draw. For a sampler that draws its noise in the shape
-    `[K, *batch, ...]`, as those of all location-scale families and hierarchies of them do, value
-    and gradient are those of one device up to the order of additions. Log-weights cross the
-    devices as one maximum and one sum, gradients, value and aux together as one all-reduce.
+    The compiler divides the batch over the devices along `data`, and the K importance samples of
+    each `gdregs.bound` inside of the loss over those along `samples`. Value and gradient are those
+    of one device up to the order of additions.
 
     Args:
         loss: `loss(parameters, batch, *rest)`, with leading axis the datapoints in every leaf of
-            `batch`, and with keys and whatever else it needs in `rest`. It must be a mean over
-            datapoints.
+            `batch`, and with keys and whatever else it needs in `rest`.
         mesh: A mesh of `gdregs.make_mesh`, whose size along `data` divides the batch, and along
             `samples` divides K.
-        has_aux: Whether the loss returns a pair, of the value and a pytree of means.
+        has_aux: Whether the loss returns a pair, of the value and a pytree.
 
     Returns:
         A function like `loss`, to be jitted, which returns the value (or the pair of value and
@@ -175,29 +152,16 @@ def value_and_grad(
         >>> bool(value == jax.jit(loss)(0.0, x, key))
         True
     """
+    differentiated = jax.value_and_grad(loss, has_aux=has_aux)
 
-    @functools.partial(jax.value_and_grad, has_aux=has_aux)
-    def differentiated(parameters: PyTree, batch: PyTree, rest: tuple[Any, ...]) -> Any:
-        return loss(parameters, batch, *rest)
-
-    def on_device(parameters, batch, rest):
-        return mean_over_devices(differentiated(parameters, batch, rest))
-
-    everywhere, by_datapoint = PartitionSpec(), PartitionSpec(DATA)
-
-    def spread(parameters: PyTree, batch: PyTree, *rest: Any) -> Any:
+    def divided(parameters: PyTree, batch: PyTree, *rest: Any) -> Any:
         for leaf in jax.tree.leaves(batch):
             if jnp.shape(leaf)[0] % mesh.shape[DATA]:
                 raise ValueError(
                     f"A batch of {jnp.shape(leaf)[0]} datapoints cannot be shared equally by"
                     f" {mesh.shape[DATA]} devices along data."
                 )
-        return jax.shard_map(
-            on_device,
-            mesh=mesh,
-            in_specs=(everywhere, by_datapoint, everywhere),
-            out_specs=everywhere,
-            check_vma=False,
-        )(parameters, batch, rest)
+        with over(mesh):
+            return gather(differentiated(parameters, spread_datapoints(batch), *rest))
 
-    return spread
+    return jax.jit(divided)

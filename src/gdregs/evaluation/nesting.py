@@ -35,22 +35,23 @@ def _around(need: str | None) -> Iterator[None]:
 
 
 def watched(
-    likelihood: Callable[[PyTree], Any], *, is_linear: bool, sees_same_noise: bool
-) -> Callable[[PyTree], Any]:
+    likelihood: Callable[..., Any], *, is_linear: bool, sees_same_noise: bool
+) -> Callable[..., Any]:
     """`likelihood`, in which a bound that would make the one around it biased is refused.
 
     Args:
-        likelihood: z -> log p(x|z).
+        likelihood: z -> log p(x|z), or a function of z and the samples' keys.
         is_linear: Whether the objective around it is linear in the log-weights.
         sees_same_noise: Whether its samples are evaluated in the same shape each time.
     """
     need = None if is_linear else NAIVE if sees_same_noise else NOTHING_RIGHT
 
-    def evaluate(z: PyTree) -> Any:
+    def evaluate(*z_and_keys: Any) -> Any:
         outside = _OUTSIDE.get()
         with _around(NOTHING_RIGHT if NOTHING_RIGHT in (outside, need) else outside or need):
-            return likelihood(z)
+            return likelihood(*z_and_keys)
 
+    evaluate.__wrapped__ = likelihood  # whose signature says whether it takes keys
     return evaluate
 
 

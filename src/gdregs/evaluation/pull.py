@@ -4,18 +4,22 @@ $$S = \sum_k v_k \left[ \log p(x|z_k^{lik}) + \log p^\circ(z_k^{rest}) - \log q^
 \right]$$
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, PyTree
 
 from gdregs.evaluation.fork import fork
 from gdregs.evaluation.gates import gated, gated_density, log_density, log_density_without_indirect
-from gdregs.evaluation.look import Look, Weighed
-from gdregs.evaluation.streams import Start
+from gdregs.evaluation.keys import Start, key_of_resampling
+from gdregs.evaluation.look import Look
+from gdregs.evaluation.meshes import spread_samples
+from gdregs.evaluation.resampling import resample, take_rows
 from gdregs.evaluation.weights import Model
+from gdregs.reexpression.paths import align
 from gdregs.reexpression.reexpress import reexpress
+from gdregs.reexpression.support import move_into_support
 from gdregs.shared.tables import PosteriorEstimator, PosteriorMix, PriorEstimator
 
 
@@ -35,19 +39,83 @@ class Estimators(NamedTuple):
     keeps_indirect_scores: bool
 
 
+class Weighed(NamedTuple):
+    """Samples for the backward pass, with the constants that weigh them.
+
+    Attributes:
+        z: The samples, `[M, *batch, *event]`.
+        keys: What the likelihood is given beside them; None for nothing.
+        v: What each weighs, over the probability with which it was kept.
+        r: c / v.
+    """
+
+    z: PyTree
+    keys: Any
+    v: Float[Array, "M *batch"]
+    r: Float[Array, "M *batch"]
+
+
 def pull_all(model: Model, look: Look, estimators: Estimators) -> Float[Array, "*batch"]:
-    """The surrogate on all K samples; streamed, with every block evaluated anew on the way back."""
-    model = model._replace(posterior=look.recall(model.posterior))
+    """The surrogate on all K samples; streamed, with every block drawn anew on the way back."""
+    model = model._replace(posterior=look.posterior)
 
-    def step(total, start, size):
-        block = look.block(start, size)
-        weighed = Weighed(block.z, *look.coefficients(block))
+    def of_block(start: Start, size: int) -> Float[Array, "*batch"]:
+        z = _drawn_again(model, start, size) if look.z is None else look.z
+        v, r = (jax.lax.dynamic_slice_in_dim(rows, start, size) for rows in (look.v, look.r))
+        weighed = Weighed(z, model.likelihood_keys(start, size), v, r)
         span = (start, size) if estimators.samples_own_path else None
-        return total + pull(model, estimators, weighed, span)
+        return pull(model, estimators, weighed, span)
 
-    if model.chunk_size is not None:
-        step = jax.checkpoint(step, static_argnums=2, prevent_cse=False)
-    return model.fold(step, jnp.zeros(look.shape.batch, look.shape.dtype), model.chunk_size)
+    if model.chunk_size is None:
+        return of_block(0, model.num_samples)
+    of_block = jax.checkpoint(of_block, static_argnums=1, prevent_cse=False)
+    zero = jnp.zeros(model.batch, model.dtype)
+    return model.fold(lambda total, *block: total + of_block(*block), zero)
+
+
+def choose(model: Model, look: Look, num_kept: int) -> tuple[Weighed, Float[Array, "*batch"]]:
+    r"""M of K samples by resampling on |v|, with $v \leftarrow v/\pi$, and the share they weigh."""
+    scores = jnp.abs(look.v)
+    index, probabilities = resample(key_of_resampling(model.key), scores, num_kept)
+    index = spread_samples(index)
+    is_full = probabilities > 0
+    v, r, kept = (take_rows(rows, index) for rows in (look.v, look.r, scores))
+    v = jnp.where(is_full, v / jnp.where(is_full, probabilities, 1), 0)
+    total = jnp.sum(scores, axis=0)
+    share = jnp.sum(jnp.where(is_full, kept, 0), axis=0) / jnp.where(total > 0, total, 1)
+    keys = model.likelihood_keys(0, model.num_samples)
+    if keys is not None:
+        keys = jnp.take_along_axis(keys, index, axis=0)
+    if look.z is not None:
+        z = jax.tree.map(lambda rows: take_rows(rows, index), look.z)
+    else:
+        z = _chosen_again(model, index)
+    return Weighed(z, keys, v, r), share
+
+
+def _drawn_again(model: Model, start: Start, size: int) -> PyTree:
+    """A block of samples as the look has seen them."""
+    stopped = model._replace(posterior=gated(model.posterior, 0), prior=gated(model.prior, 0))
+    z, _ = move_into_support(stopped.prior, stopped.draw(start, size))
+    return jax.lax.stop_gradient(z)
+
+
+def _chosen_again(model: Model, index: Int[Array, "M *batch"]) -> PyTree:
+    """The samples at these positions, picked from blocks that are drawn once more."""
+
+    def pick(chosen, start, size):
+        place = index - start
+        is_here = (place >= 0) & (place < size)
+        place = jnp.clip(place, 0, size - 1)
+
+        def from_block(old, rows):
+            return jnp.where(align(is_here, old), take_rows(rows, place), old)
+
+        return jax.tree.map(from_block, chosen, _drawn_again(model, start, size))
+
+    one = jax.eval_shape(lambda: _drawn_again(model, 0, 1))
+    nothing = jax.tree.map(lambda leaf: jnp.zeros((len(index), *leaf.shape[1:]), leaf.dtype), one)
+    return model.fold(pick, nothing)
 
 
 def pull(
@@ -57,7 +125,7 @@ def pull(
 
     Given the `span` of the samples, the posterior's path is its own sampler.
     """
-    z, v, r = weighed
+    z, keys, v, r = weighed
     alive = v != 0
     posterior_row, prior_row = estimators.posterior, estimators.prior
     to_posterior, to_prior = [], ()
@@ -75,5 +143,5 @@ def pull(
     log_prob = log_density if estimators.keeps_indirect_scores else log_density_without_indirect
     log_prior = gated_density(model.prior, prior_row.density, "prior", log_prob)
     log_posterior = gated_density(model.posterior, posterior_row.density, "posterior", log_prob)
-    terms = model.likelihood(z_lik) + log_prior(z_rest) - log_posterior(z_rest)
+    terms = model.log_likelihood(z_lik, keys) + log_prior(z_rest) - log_posterior(z_rest)
     return jnp.sum(jnp.where(alive, v * jnp.where(alive, terms, 0), 0), axis=0)

@@ -1,17 +1,18 @@
 """Log-weights of importance samples, all at once or in blocks."""
 
 import functools
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jax.scipy.special import logsumexp
+from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree
 
-from gdregs.evaluation.meshes import ALONE, DATA, SAMPLES, Axis, axis
-from gdregs.evaluation.streams import Shape, Start, extend_logsumexp
-from gdregs.evaluation.windows import window
+from gdregs.evaluation.keys import Start, keys_of_noise, keys_of_samples
+from gdregs.evaluation.meshes import SAMPLES, devices_along, spread_samples
 from gdregs.reexpression.support import move_into_support
 from gdregs.shared.checks import (
     check_draw,
@@ -22,20 +23,12 @@ from gdregs.shared.checks import (
     positive_integer,
 )
 
-Carry = TypeVar("Carry")
-
-
-class Block(NamedTuple):
-    """Consecutive importance samples, from position `start` of K on, and their log-weights."""
-
-    z: PyTree
-    log_weights: Float[Array, "k *batch"]
-    start: Start
+T = TypeVar("T")
 
 
 @functools.singledispatch
 def draw_and_remember(
-    posterior: Any, key: PRNGKeyArray, sample_shape: tuple[int, ...]
+    posterior: Any, keys: Key[Array, " K"]
 ) -> tuple[PyTree, Array, Callable[[Any], Any]] | None:
     """Draw latents in a way that leaves behind what their density and path need.
 
@@ -43,7 +36,7 @@ def draw_and_remember(
         The latents, their log-density, and a function of the posterior that returns one with the
         same density and path at these latents, cheaper; None where nothing is to be gained.
     """
-    del posterior, key, sample_shape
+    del posterior, keys
     return None
 
 
@@ -53,53 +46,69 @@ class Model(NamedTuple):
     Attributes:
         posterior: q.
         prior: p(z).
-        likelihood: $z \mapsto \log p(x|z)$.
-        key: From which all samples are drawn.
-        num_samples: How many samples this device has: K, or its share of them.
-        chunk_size: How many of them to hold at a time; None for all.
-        samples: The devices that share the K samples.
-        data: The devices that share the batch.
+        likelihood: $z \mapsto \log p(x|z)$, or a function of z and the samples' keys.
+        key: From which everything is drawn.
+        num_samples: K.
+        chunk_size: How many samples to hold at a time; None for all.
+        num_key_axes: How many axes the keys have that the likelihood is given: 0 if it takes none,
+            1 for `[K]`, more for `[K, *batch]`.
+        batch: The shape of the datapoints.
+        dtype: Of the log-weights.
+        shapes: Of K samples.
+        lead: The axes with which one sample is drawn: (), or (1,) for a posterior that needs an
+            axis of samples.
     """
 
     posterior: Any
     prior: Any
-    likelihood: Callable[[PyTree], Any]
+    likelihood: Callable[..., Any]
     key: PRNGKeyArray
     num_samples: int
-    chunk_size: Any
-    samples: Axis = ALONE
-    data: Axis = ALONE
+    chunk_size: int | None
+    num_key_axes: int = 0
+    batch: tuple[int, ...] = ()
+    dtype: Any = None
+    shapes: PyTree = None
+    lead: tuple[int, ...] = ()
+
+    def sample_keys(self, start: Start, size: int) -> Key[Array, " size"]:
+        """The keys with which the samples from `start` on are drawn."""
+        return spread_samples(keys_of_samples(self.key, start, size))
 
     def draw(self, start: Start, size: int) -> PyTree:
-        """This device's samples `start`, ..., `start + size - 1`, reparameterized."""
-        return self.posterior.sample(self._key_of(start), (size,))
+        """The samples `start`, ..., `start + size - 1`, reparameterized."""
+        return self._draw_each(self.posterior.sample, start, size)
 
     def draw_weighed(self, start: Start, size: int) -> tuple[PyTree, Array | None]:
         r"""The same with $\log q(z)$, where the posterior gives it along with its samples."""
         draw = getattr(self.posterior, "sample_and_log_prob", None)
         if draw is None:
             return self.draw(start, size), None
-        return draw(self._key_of(start), (size,))
+        return self._draw_each(draw, start, size)
 
-    def look_and_remember(self) -> tuple[Block, Callable[[Any], Any]]:
-        """All samples in one block, and what makes of the posterior one that recalls them."""
-        found = draw_and_remember(self.posterior, self._key_of(0), (self.num_samples,))
-        if found is None:
-            return self.look(0, self.num_samples), lambda posterior: posterior
-        z, log_posterior, recalled = found
-        return self._weighed(0, z, log_posterior), recalled
+    def _draw_each(self, draw: Callable[..., T], start: Start, size: int) -> T:
+        def one(key):
+            found = draw(key, self.lead)
+            return jax.tree.map(lambda leaf: leaf[0], found) if self.lead else found
 
-    def _key_of(self, start: Start) -> PRNGKeyArray:
-        if self.chunk_size is None and (self.samples, self.data) == (ALONE, ALONE):
-            return self.key
-        return window(self.key, self.position(start), self.data.index(), self.data.size)
+        return jax.vmap(one)(self.sample_keys(start, size))
 
-    def position(self, start: Start) -> Start:
-        """The position among all K of this device's sample `start`."""
-        return self.samples.index() * self.num_samples + start
+    def likelihood_keys(self, start: Start, size: int) -> Any:
+        """What the likelihood is given beside the samples from `start` on; None for nothing."""
+        if not self.num_key_axes:
+            return None
+        keys = keys_of_noise(self.sample_keys(start, size))
+        if self.num_key_axes == 1:
+            return keys
+        keys = jax.vmap(lambda key: keys_of_samples(key, 0, math.prod(self.batch)))(keys)
+        return keys.reshape(size, *self.batch)
+
+    def log_likelihood(self, z: PyTree, keys: Any) -> Array:
+        r"""$\log p(x|z)$, `[K, *batch]`."""
+        return self.likelihood(z) if keys is None else self.likelihood(z, keys)
 
     def weigh(
-        self, z: PyTree, log_posterior: Array | None = None
+        self, z: PyTree, keys: Any, log_posterior: Array | None = None
     ) -> tuple[PyTree, Float[Array, "k *batch"]]:
         r"""$\log p(x|z) + \log p(z) - \log q(z)$, in nats; -inf outside of the prior's support.
 
@@ -108,36 +117,51 @@ class Model(NamedTuple):
         z, inside = move_into_support(self.prior, z)
         if log_posterior is None:
             log_posterior = self.posterior.log_prob(z)
-        log_weights = self.likelihood(z) + self.prior.log_prob(z) - log_posterior
+        log_weights = self.log_likelihood(z, keys) + self.prior.log_prob(z) - log_posterior
         return z, log_weights if inside is None else jnp.where(inside, log_weights, -jnp.inf)
 
-    def look(self, start: Start, size: int) -> Block:
+    def look(self, start: Start, size: int) -> tuple[PyTree, Float[Array, "k *batch"]]:
         """Draw and weigh a block without gradient. A weight that is not a number is 0."""
-        return self._weighed(start, *self.draw_weighed(start, size))
+        return self.look_at(start, *self.draw_weighed(start, size))
 
-    def _weighed(self, start: Start, z: PyTree, log_posterior: Array | None) -> Block:
+    def look_at(
+        self, start: Start, z: PyTree, log_posterior: Array | None
+    ) -> tuple[PyTree, Float[Array, "k *batch"]]:
+        """The same of samples that have been drawn."""
         z, log_posterior = jax.lax.stop_gradient((z, log_posterior))
-        z, log_weights = jax.lax.stop_gradient(self.weigh(z, log_posterior))
-        log_weights = jnp.where(jnp.isnan(log_weights), -jnp.inf, log_weights)
-        return Block(z, log_weights, self.position(start))
+        size = jax.tree.leaves(z)[0].shape[0]
+        found = self.weigh(z, self.likelihood_keys(start, size), log_posterior)
+        z, log_weights = jax.lax.stop_gradient(found)
+        return z, jnp.where(jnp.isnan(log_weights), -jnp.inf, log_weights)
 
-    def fold(
-        self, step: Callable[[Carry, Start, int], Carry], carry: Carry, block_size: int | None
-    ) -> Carry:
-        """Run `step(carry, start, size)` over this device's samples; None is one block."""
-        if block_size is None:
+    def in_blocks(self, function: Callable[[Start, int], T]) -> T:
+        """What `function(start, size)` returns of all samples, leading axis K, block by block."""
+        size = self.chunk_size
+        if size is None:
+            return function(0, self.num_samples)
+        num_full, last = divmod(self.num_samples, size)
+        full = jax.lax.map(lambda index: function(index * size, size), jnp.arange(num_full))
+        parts = [jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), full)]
+        if last:
+            parts.append(function(num_full * size, last))
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+    def fold(self, step: Callable[[T, Start, int], T], carry: T) -> T:
+        """Run `step(carry, start, size)` over the blocks, one after another."""
+        size = self.chunk_size
+        if size is None:
             return step(carry, 0, self.num_samples)
-        num_full, last = divmod(self.num_samples, block_size)
+        num_full, last = divmod(self.num_samples, size)
 
         def run(carry, start, size):
             after = step(carry, start, size)
             return jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), after, carry)
 
         def scanned(carry, index):
-            return run(carry, index * block_size, block_size), None
+            return run(carry, index * size, size), None
 
         carry, _ = jax.lax.scan(scanned, carry, jnp.arange(num_full))
-        return run(carry, num_full * block_size, last) if last else carry
+        return run(carry, num_full * size, last) if last else carry
 
 
 def read_model(
@@ -147,49 +171,102 @@ def read_model(
     key: PRNGKeyArray,
     num_samples: Any,
     chunk_size: Any,
-) -> tuple[Model, Shape]:
+) -> Model:
     """Check everything that can be checked without computing, and say what is wrong."""
     like = "a numpyro distribution or a gdregs.Hierarchy"
     check_part("posterior", posterior, ("sample", "log_prob"), like)
     check_part("prior", prior, ("log_prob",), like)
     check_likelihood(likelihood)
     num_samples = positive_integer("num_samples", num_samples)
-    samples = axis(SAMPLES)
-    if num_samples % samples.size:
+    devices = devices_along(SAMPLES)
+    if num_samples % devices:
         raise ValueError(
-            f"num_samples = {num_samples} cannot be shared equally by {samples.size} devices."
+            f"num_samples = {num_samples} cannot be shared equally by {devices} devices."
         )
-    num_samples //= samples.size
     if chunk_size is not None:
-        chunk_size = positive_integer("chunk_size", chunk_size)
+        chunk_size = positive_integer("chunk_size", chunk_size) * devices
         chunk_size = chunk_size if chunk_size < num_samples else None
-    model = Model(posterior, prior, likelihood, key, num_samples, chunk_size, samples)
-    shape = _check_shapes(model)
-    # Without a batch there is nothing to share: all devices along `data` do the same.
-    return model._replace(data=axis(DATA) if shape.batch else ALONE), shape
+    return _with_shapes(Model(posterior, prior, likelihood, key, num_samples, chunk_size))
 
 
-def _check_shapes(model: Model) -> Shape:
+def _with_shapes(model: Model) -> Model:
     size = model.num_samples
-    z = jax.eval_shape(lambda: model.posterior.sample(model.key, (size,)))
-    for leaf in jax.tree.leaves(z):
-        check_draw(leaf.shape, size, f"posterior.sample(key, ({size},))")
+    model = _with_lead(model)
+    z = model.shapes
     densities = {
         "posterior.log_prob(z)": model.posterior.log_prob,
         "prior.log_prob(z)": model.prior.log_prob,
-        "likelihood(z)": model.likelihood,
     }
     # JAX caches what it traces, and would compare the methods of modules by their arrays.
-    shapes = {
+    found = {
         name: jax.eval_shape(lambda z, density=density: density(z), z)
         for name, density in densities.items()
     }
-    found = {name: getattr(value, "shape", None) for name, value in shapes.items()}
-    first = check_log_densities(found, size)
+    shape = tuple(getattr(found["posterior.log_prob(z)"], "shape", ()))
+    model, found["likelihood(z)"] = _with_keys(model._replace(batch=shape[1:]))
+    shape = check_log_densities(
+        {name: getattr(value, "shape", None) for name, value in found.items()}, size
+    )
     for leaf in jax.tree.leaves(z):
-        check_latent(leaf.shape, first)
-    dtype = jnp.result_type(*(value.dtype for value in shapes.values()))
-    return Shape(size * model.samples.size, first[1:], dtype, model.samples)
+        check_latent(leaf.shape, shape)
+    return model._replace(dtype=jnp.result_type(*(value.dtype for value in found.values())))
+
+
+def _with_lead(model: Model) -> Model:
+    """The model that draws one sample as its posterior can.
+
+    Without an axis of samples, the compiler sees that a conditional is evaluated where its density
+    is too.
+    """
+    size, key = model.num_samples, model.key
+    z = jax.eval_shape(lambda: model.posterior.sample(key, (size,)))
+    for leaf in jax.tree.leaves(z):
+        check_draw(leaf.shape, size, f"posterior.sample(key, ({size},))")
+
+    def shapes(model):
+        return jax.tree.map(jnp.shape, jax.eval_shape(lambda: model.draw(0, size)))
+
+    try:
+        draws_alone = shapes(model) == jax.tree.map(jnp.shape, z)
+    except (TypeError, ValueError, IndexError):
+        draws_alone = False
+    return model._replace(shapes=z, lead=() if draws_alone else (1,))
+
+
+def _with_keys(model: Model) -> tuple[Model, Any]:
+    """The model with the keys that its likelihood takes, and the shape of what that returns.
+
+    Keys are `[K]`; if the likelihood cannot be traced with those, `[K, *batch]`.
+    """
+
+    def traced(model):
+        def evaluate(z):
+            return model.log_likelihood(z, model.likelihood_keys(0, model.num_samples))
+
+        return model, jax.eval_shape(evaluate, model.shapes)
+
+    if not takes_keys(model.likelihood):
+        return traced(model)
+    try:
+        return traced(model._replace(num_key_axes=1))
+    except (TypeError, ValueError) as error:
+        try:
+            return traced(model._replace(num_key_axes=1 + len(model.batch)))
+        except (TypeError, ValueError):
+            raise error from None
+
+
+def takes_keys(likelihood: Any) -> bool:
+    """Whether a likelihood takes a second argument, which has no default."""
+    try:
+        parameters = inspect.signature(likelihood).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return (
+        sum(one.kind in positional and one.default is inspect.Parameter.empty for one in parameters)
+        == 2
+    )
 
 
 def log_weights(
@@ -210,11 +287,10 @@ def log_weights(
     Args:
         posterior: q, with `sample(key, sample_shape)` and `log_prob(z)`.
         prior: p(z), with `log_prob(z)`.
-        likelihood: `z -> log p(x|z)`, `[K, *batch]`.
+        likelihood: `z -> log p(x|z)`, `[K, *batch]`; or a function of z and the samples' keys.
         key: A JAX random key.
         num_samples: K.
-        chunk_size: Compute this many samples at a time, to save memory: those that `gdregs.bound`
-            draws with the same `chunk_size`.
+        chunk_size: Compute this many samples at a time, to save memory. The samples are the same.
 
     Returns:
         `[K, *batch]`, in nats.
@@ -232,16 +308,12 @@ def log_weights(
         >>> log_weights(jax.random.key(0))
         Array([0., 0., 0.], dtype=float32)
     """
-    model, shape = read_model(posterior, prior, likelihood, key, num_samples, chunk_size)
-    if model.chunk_size is None:
-        return model.samples.rows_of_all(model.weigh(model.draw(0, model.num_samples))[1])
+    model = read_model(posterior, prior, likelihood, key, num_samples, chunk_size)
 
-    def write(collected, start, size):
-        values = model.weigh(model.draw(start, size))[1]
-        return jax.lax.dynamic_update_slice_in_dim(collected, values, start, axis=0)
+    def weigh(start, size):
+        return model.weigh(model.draw(start, size), model.likelihood_keys(start, size))[1]
 
-    empty = jnp.zeros((model.num_samples, *shape.batch), shape.dtype)
-    return model.samples.rows_of_all(model.fold(write, empty, model.chunk_size))
+    return model.in_blocks(weigh)
 
 
 def log_marginal(
@@ -261,7 +333,7 @@ def log_marginal(
     Args:
         posterior: q, with `sample(key, sample_shape)` and `log_prob(z)`.
         prior: p(z), with `log_prob(z)`.
-        likelihood: `z -> log p(x|z)`, `[K, *batch]`.
+        likelihood: `z -> log p(x|z)`, `[K, *batch]`; or a function of z and the samples' keys.
         key: A JAX random key.
         num_samples: K.
         chunk_size: How many samples to hold in memory at a time; None holds all.
@@ -284,11 +356,11 @@ def log_marginal(
     Reference:
         Burda et al., Importance Weighted Autoencoders, 2016.
     """
-    model, shape = read_model(posterior, prior, likelihood, key, num_samples, chunk_size)
+    model = read_model(posterior, prior, likelihood, key, num_samples, chunk_size)
 
     def add(total, start, size):
-        return extend_logsumexp(total, model.look(start, size).log_weights)
+        _, values = model.look(start, size)
+        return logsumexp(jnp.concatenate([total[None], values]), axis=0)
 
-    nothing = jnp.full(shape.batch, -jnp.inf, shape.dtype)
-    total = model.samples.log_total(model.fold(add, nothing, model.chunk_size))
-    return total - math.log(shape.num_samples)
+    nothing = jnp.full(model.batch, -jnp.inf, model.dtype)
+    return model.fold(add, nothing) - math.log(model.num_samples)

@@ -52,17 +52,9 @@ class ScaledLatents(Objective):
         """The objective itself."""
         return self.objective(log_weights)
 
-    def summarize(self, fold: Any, shape: Any) -> Any:
-        """The objective's own summary."""
-        return self.objective.summarize(fold, shape)
-
-    def value(self, summary: Any) -> Float[Array, "*batch"]:
-        """The objective's own value."""
-        return self.objective.value(summary)
-
-    def coefficients(self, summary: Any, log_weights: Any, start: Any) -> tuple[Array, Array]:
+    def coefficients(self, log_weights: Float[Array, "K *batch"]) -> tuple[Array, Array]:
         """Its v, and c with s times the second derivative."""
-        v, c = self.objective.coefficients(summary, log_weights, start)
+        v, c = self.objective.coefficients(log_weights)
         return v, v - self.scale * (v - c)
 
 

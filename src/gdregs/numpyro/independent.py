@@ -5,7 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Key
 
 from gdregs.evaluation.weights import draw_and_remember
 from gdregs.numpyro.programs import (
@@ -63,16 +63,16 @@ def _(posterior: Independent, z: Values) -> Values:
 
 
 @draw_and_remember.register(Guide)
-def _(posterior: Guide, key: PRNGKeyArray, sample_shape: tuple[int]) -> Any:
+def _(posterior: Guide, keys: Key[Array, " K"]) -> Any:
     """Draw from a guide; where its latents are independent, its distributions are remembered."""
-    shapes = jax.eval_shape(lambda: posterior.sample(key, sample_shape))
-    anywhere = {name: jnp.zeros(leaf.shape[1:], leaf.dtype) for name, leaf in shapes.items()}
+    shapes = jax.eval_shape(lambda: posterior.sample(keys[0]))
+    anywhere = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
     try:
         if any(depend(lambda z: _distributions(posterior, z), anywhere)):
             return None
     except _OtherSitesError:
         return None
-    z, log_posterior = posterior.sample_and_log_prob(key, sample_shape)
+    z, log_posterior = jax.vmap(posterior.sample_and_log_prob)(keys)
 
     def recalled(posterior: Guide) -> Any:
         one = {name: jax.lax.stop_gradient(value[0]) for name, value in z.items()}

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from gdregs.evaluation.streams import whole
+from gdregs.evaluation.keys import keys_of_samples
 from gdregs.numpyro.enumeration import EnumeratedModel
 from gdregs.numpyro.programs import Guide, Model
 from gdregs.objectives import Objective
@@ -58,7 +58,8 @@ def sum_of_bounds(
     """
 
     def log_weights() -> Float[Array, "K *batch"]:
-        z, log_posterior = posterior.sample_and_log_prob(key, (num_samples,))
+        each = keys_of_samples(key, 0, num_samples)
+        z, log_posterior = jax.vmap(posterior.sample_and_log_prob)(each)
         z, inside = move_into_support(prior, z)
         found = prior.likelihood(z) + prior.log_prob(z) - log_posterior
         return found if inside is None else jnp.where(inside, found, -jnp.inf)
@@ -69,10 +70,8 @@ def sum_of_bounds(
     try:
         found, pull = jax.vjp(lambda *sources: both(*sources)[0], *sources)
         found = jax.lax.stop_gradient(jnp.where(jnp.isnan(found), -jnp.inf, found))
-        fold, shape = whole(found)
-        summary = objective.summarize(fold, shape)
-        value = jax.lax.stop_gradient(jnp.sum(objective.value(summary)))
-        v, _ = objective.coefficients(summary, found, 0)
+        value = jax.lax.stop_gradient(jnp.sum(objective(found)))
+        v, _ = objective.coefficients(found)
         gradient = pull(jax.lax.stop_gradient(jnp.where(found > -jnp.inf, v, 0)))
     except ValueError:  # a loop that only forward mode can differentiate
         return jnp.sum(guarded())

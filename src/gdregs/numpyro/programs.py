@@ -18,7 +18,6 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from numpyro import handlers
 from numpyro.primitives import Messenger
 
-from gdregs.evaluation.windows import split_rows
 from gdregs.reexpression.paths import refuse_differentiation, with_path
 from gdregs.reexpression.reexpress import NoReexpressionError, reexpress
 from gdregs.reexpression.reparameterized import is_reparameterized
@@ -100,11 +99,11 @@ class Program(eqx.Module):
 class Guide(Program):
     """The posterior."""
 
-    def sample(self, key: PRNGKeyArray, sample_shape: tuple[int]) -> Values:
-        """Draw particles; keys are split as numpyro's own objectives split them."""
-        return jax.vmap(lambda key: self._draw(key)[0])(split_rows(key, sample_shape[0]))
+    def sample(self, key: PRNGKeyArray, sample_shape: tuple[int, ...] = ()) -> Values:
+        """Draw particles."""
+        return self._of_each(lambda key: self._draw(key)[0], key, sample_shape)
 
-    def sample_and_log_prob(self, key: PRNGKeyArray, sample_shape: tuple[int]) -> Any:
+    def sample_and_log_prob(self, key: PRNGKeyArray, sample_shape: tuple[int, ...] = ()) -> Any:
         """The same particles with their log-density, from one run."""
 
         def draw(key):
@@ -112,7 +111,16 @@ class Guide(Program):
             batch = next(iter(z.values())).shape[: len(self.layout.dims)]
             return z, jnp.broadcast_to(self.layout.add_up(list(sites.values())), batch)
 
-        return jax.vmap(draw)(split_rows(key, sample_shape[0]))
+        return self._of_each(draw, key, sample_shape)
+
+    def _of_each(
+        self, draw: Callable[[PRNGKeyArray], Any], key: PRNGKeyArray, sample_shape: tuple[int, ...]
+    ) -> Any:
+        """A particle with the key itself, or several with the keys that numpyro splits it into."""
+        if sample_shape in ((), (1,)):
+            found = draw(key)
+            return jax.tree.map(lambda leaf: leaf[None], found) if sample_shape else found
+        return jax.vmap(draw)(jax.random.split(key, sample_shape))
 
     def _draw(self, key: PRNGKeyArray) -> tuple[Values, Sites]:
         """One particle, and the sites that it was drawn at."""

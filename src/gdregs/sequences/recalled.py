@@ -6,7 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree
 
 from gdregs.reexpression.paths import with_path
 from gdregs.reexpression.reexpress import reexpress
@@ -36,10 +36,60 @@ class Recalled(eqx.Module):
         return dataclasses.replace(walk, transition=recall, steps=steps)
 
 
+class RecalledSamples(eqx.Module):
+    """A chain with the memory of several samples; it is of use at these alone."""
+
+    chain: Any
+    memory: Memory
+    constant: list[Array]
+    layout: Layout = eqx.field(static=True)
+
+    def log_prob(self, z: Any, parent_values: Any = None) -> Float[Array, "K *shape"]:
+        """As of the chain."""
+        given = z if parent_values is None else parent_values
+        return self.of_each(lambda one, z, given: one.log_prob(z, given), z, given)
+
+    def of_each(self, function: Any, *values: Array) -> Array:
+        """`function(recalled, *values)` of each sample, with a leading axis of length 1."""
+
+        def one(memory, *values):
+            recalled = Recalled(self.chain, memory, self.constant, self.layout)
+            return function(recalled, *(value[None] for value in values))[0]
+
+        return jax.vmap(one)(self.memory, *values)
+
+
+def recall_all(draw: Any, keys: Key[Array, " K"]) -> tuple[Array, Array, Any] | None:
+    """What `draw_and_recall` returns of one sample, of several.
+
+    Args:
+        draw: Maps a key to what `draw_and_recall` returns, with a leading axis of length 1.
+        keys: Of the samples.
+    """
+    layouts = []
+
+    def one(key):
+        found = draw(key)
+        if found is None:
+            return None
+        z, log_posterior, memory, constant, layout = found
+        layouts.append(layout)
+        return (z[0], log_posterior[0], memory), constant
+
+    if jax.eval_shape(one, keys[0]) is None:
+        return None
+    (z, log_posterior, memory), constant = jax.vmap(one, out_axes=(0, None))(keys)
+
+    def recalled(chain: Any) -> RecalledSamples:
+        return RecalledSamples(chain, memory, constant, layouts[-1])
+
+    return z, log_posterior, recalled
+
+
 def draw_and_recall(
     walk: Walk, start: PyTree, key: PRNGKeyArray, form: str
-) -> tuple[Array, Array, Any] | None:
-    """Latents, their log-density, and what makes of a chain one that recalls them.
+) -> tuple[Array, Array, Memory, list[Array], Layout] | None:
+    """Latents, their log-density, and the memory of their draw.
 
     None where the path is not a loop over the networks' derivatives: nothing would be gained.
 
@@ -76,11 +126,7 @@ def draw_and_recall(
     else:
         (z, terms), memory = walk.scan(step, walk.start, xs)[1]
     _, _, constant = remember(program, start, at(walk.steps, -1).input)
-
-    def recalled(chain: Any) -> Recalled:
-        return Recalled(chain, memory, constant, program.layout)
-
-    return walk.to_value(z), jnp.sum(terms, axis=0), recalled
+    return walk.to_value(z), jnp.sum(terms, axis=0), memory, constant, program.layout
 
 
 @reexpress.register(Recalled)
@@ -89,3 +135,9 @@ def _(recalled: Recalled, z: Array) -> Array:
     z = jax.lax.stop_gradient(z)
     walk = recalled.walk_along(z)
     return with_path(z, walk.to_value(path_of(walk, walk.to_steps(z), "loop")))
+
+
+@reexpress.register(RecalledSamples)
+def _(recalled: RecalledSamples, z: Array) -> Array:
+    """As of the chain."""
+    return recalled.of_each(reexpress, z)

@@ -1,10 +1,13 @@
 """A normal posterior whose noise has been drawn before, so that several estimators share it."""
 
+from typing import Any
+
 import equinox as eqx
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Key, PRNGKeyArray
 
+from gdregs.evaluation.weights import draw_and_remember
 from gdregs.reexpression.reexpress import reexpress
 
 
@@ -41,3 +44,10 @@ class DrawnNormal(eqx.Module):
 @reexpress.register(DrawnNormal)
 def _(distribution: DrawnNormal, z: Array) -> Array:
     return reexpress(distribution.normal, z)
+
+
+@draw_and_remember.register(DrawnNormal)
+def _(posterior: DrawnNormal, keys: Key[Array, " K"]) -> Any:
+    """The samples of the given noise, all at once: the keys draw nothing."""
+    z = posterior.sample(keys[0], keys.shape)
+    return z, posterior.log_prob(z), lambda posterior: posterior

@@ -16,7 +16,6 @@ from equinox import Module
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
-from gdregs.evaluation.windows import is_window, whole, window
 from gdregs.hierarchy import Hierarchy
 from gdregs.reexpression.reexpress import raise_rank
 from gdregs.vae.networks.mlp import MLP, softplus
@@ -74,18 +73,16 @@ class GaussianHierarchy(Hierarchy):
 def _noise(
     key: PRNGKeyArray, num_latents: int, shape: tuple[int, ...], dtype: DTypeLike
 ) -> Float[Array, "latents *shape"]:
-    """Standard normal numbers: `jax.random.normal` of each key that `key` splits into.
+    """Standard normal numbers.
 
     The compiler would dissolve a loop of one turn and draw the numbers again in each of their
-    uses. So the rows of a single latent are drawn in two turns, where they can be.
+    uses. So those of a single latent are drawn in two turns, where they can be.
     """
-    keys = jax.random.split(whole(key), num_latents)
-    turn = shape
-    if num_latents == 1 and is_window(keys[0]) and shape and shape[0] % 2 == 0:
-        turn = (shape[0] // 2, *shape[1:])
-        keys = jax.vmap(lambda row: window(keys[0], row))(jnp.array([0, turn[0]]))
+    halves = num_latents == 1 and shape and shape[-1] % 2 == 0
+    turn = (*shape[:-1], shape[-1] // 2) if halves else shape
+    keys = jax.random.split(key, 2 if halves else num_latents)
     noise = jax.lax.map(lambda key: jax.random.normal(key, turn, dtype), keys)
-    return noise.reshape(num_latents, *shape)
+    return jnp.concatenate(list(noise), axis=-1)[None] if halves else noise
 
 
 class Gaussian(dist.Normal):

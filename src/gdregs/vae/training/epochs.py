@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from gdregs.bound import bound_with_diagnostics
 from gdregs.estimators import mixed_gdregs
-from gdregs.evaluation.meshes import DATA, SEEDS, axis, mean_over_devices
+from gdregs.evaluation.meshes import SEEDS, gather, over, spread_datapoints
 from gdregs.mixing import LearnedMix, MixState
 from gdregs.vae.config import Config
 from gdregs.vae.networks.conv import ConvVAE
@@ -197,17 +197,24 @@ def make_task_loss(config: Config, task: Task) -> Callable[[Any, Array, PRNGKeyA
 def over_mesh(
     function: Callable[[Any, Any], Any], mesh: Mesh | None, seeds: Seeds | None
 ) -> Callable[[Any, Any], Any]:
-    """A function of (a state or stacked states, data) as one that a mesh works on together."""
+    """A function of (a state or stacked states, data) as one that a mesh works on together.
+
+    Seeds have nothing to say to each other: each device trains its own.
+    """
     if mesh is None:
         return function
-    by_seed = PartitionSpec(SEEDS) if seeds else PartitionSpec()
-    return jax.shard_map(
-        function,
-        mesh=mesh,
-        in_specs=(by_seed, PartitionSpec()),
-        out_specs=by_seed,
-        check_vma=False,
-    )
+    if seeds and mesh.shape[SEEDS] > 1:
+        by_seed = PartitionSpec(SEEDS)
+        return jax.shard_map(
+            function, mesh=mesh, in_specs=(by_seed, PartitionSpec()), out_specs=by_seed,
+            check_vma=False,
+        )  # fmt: skip
+
+    def divided(states, data):
+        with over(mesh):
+            return gather(function(states, data))
+
+    return divided
 
 
 class Steps(NamedTuple):
@@ -237,7 +244,7 @@ def make_steps(config: Config, task: Task) -> Steps:
     def gradient(state, images, key):
         def of(estimator):
             loss = eqx.filter_value_and_grad(loss_and_diagnostics, has_aux=True)
-            return mean_over_devices(loss(state.model, config, task, images, key, estimator))
+            return loss(state.model, config, task, images, key, estimator)
 
         if state.mix is None:
             return of(config.prior_estimator), None
@@ -246,9 +253,7 @@ def make_steps(config: Config, task: Task) -> Steps:
     def step(images_of, state, inputs):
         batch, key = inputs
         binary_key, bound_key = jax.random.split(key)
-        batch = axis(DATA).own_rows(batch)
-        binary_key = axis(DATA).own_key(binary_key, batch.shape[0])
-        images = task.observe(binary_key, images_of(batch))
+        images = task.observe(binary_key, spread_datapoints(images_of(batch)))
         ((loss, diagnostics), gradients), mix = gradient(state, images, bound_key)
         updates, optimiser_state = optimiser.update(gradients, state.optimiser)
         model = eqx.apply_updates(state.model, updates)

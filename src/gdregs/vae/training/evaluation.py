@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, UInt8
 
 from gdregs.diagnostics import gradient_moments
-from gdregs.evaluation.meshes import DATA, SAMPLES, axis, make_mesh, mean_over_devices
+from gdregs.evaluation.meshes import make_mesh, spread_datapoints
 from gdregs.evaluation.weights import log_marginal
 from gdregs.objectives import IWAE
 from gdregs.vae.config import Config
@@ -156,29 +156,22 @@ def _on_batch(function, task):
 
     def run(model, batch, number):
         binary_key, sample_key = jax.random.split(jax.random.fold_in(base, number))
-        x, context = task.split(task.observe(binary_key, batch))
+        x, context = task.split(task.observe(binary_key, spread_datapoints(batch)))
         return function(model, x, context, sample_key)
 
     return run
 
 
 def _over_batches(function, model, task, images, batch_size):
-    """Binarise by key, and map `function` over batches under one scan; the last may be short.
-
-    Devices that work together take equal shares of the full batches.
-    """
+    """Binarise by key, and map `function` over batches under one scan; the last may be short."""
     num_full, last = divmod(images.shape[0], batch_size)
     run = functools.partial(_on_batch(function, task), model)
 
     parts = []
     if num_full:
         full = images[: num_full * batch_size].reshape(num_full, batch_size, images.shape[1])
-        devices = axis(DATA, SAMPLES)
-        numbers = jnp.arange(num_full + -num_full % devices.size) % num_full
-        found = jax.lax.map(lambda number: run(full[number], number), devices.own_rows(numbers))
-        parts.append(
-            jax.tree.map(lambda values: devices.rows_of_all(values)[:num_full].reshape(-1), found)
-        )
+        found = jax.lax.map(lambda number: run(full[number], number), jnp.arange(num_full))
+        parts.append(jax.tree.map(lambda values: values.reshape(-1), found))
     if last:
         parts.append(run(images[num_full * batch_size :], num_full))
     return jax.tree.map(lambda *values: jnp.concatenate(values), *parts)
@@ -228,13 +221,12 @@ def gradient_quality(
     batch_key, draw_key = jax.random.split(key)
     draw_key = jax.random.fold_in(draw_key, first_draw)
     images = task.observe(batch_key, task.train[: config.batch_size])
-    images = axis(DATA).own_rows(images)
+    images = spread_datapoints(images)
 
     def gradient(key: PRNGKeyArray) -> PyTree:
         gradients, _ = eqx.filter_grad(loss_and_diagnostics, has_aux=True)(
             model, config, task, images, key, prior_estimator
         )
-        gradients = mean_over_devices(gradients)
         return gradients.groups
 
     moments = gradient_moments(gradient, draw_key, num_draws, chunk_size=chunk_size)

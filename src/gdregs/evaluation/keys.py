@@ -1,0 +1,32 @@
+"""The random keys of a bound: one for each importance sample, and one for each other purpose.
+
+Sample k, and all that is drawn while it is evaluated, comes from `fold_in(key, k)`. So it is a
+function of its key, whatever the family: in a block, in a subset, on another device or on the way
+back it is the same sample. What else is drawn has the key of a number that no sample has; latents
+and steps have children of their sample's key, so that no count of them can meet it.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, Key, PRNGKeyArray
+
+Start = int | Int[Array, ""]
+
+_OWN = 2**32 - 1
+"""Beside the numbers of samples, and of the latents and steps of one sample."""
+
+
+def keys_of_samples(key: PRNGKeyArray, start: Start, size: int) -> Key[Array, " size"]:
+    """The keys with which the samples `start`, ..., `start + size - 1` are drawn."""
+    numbers = jnp.asarray(start, jnp.uint32) + jnp.arange(size, dtype=jnp.uint32)
+    return jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
+
+
+def keys_of_noise(of_samples: Key[Array, " size"]) -> Key[Array, " size"]:
+    """The keys that a likelihood with noise of its own is given, beside those of its samples."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, _OWN))(of_samples)
+
+
+def key_of_resampling(key: PRNGKeyArray) -> PRNGKeyArray:
+    """The key that decides which samples the backward pass keeps."""
+    return jax.random.fold_in(key, _OWN)
