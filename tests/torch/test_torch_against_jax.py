@@ -13,6 +13,7 @@ import gdregs.torch as gt  # noqa: E402
 import models  # noqa: E402
 import reference  # noqa: E402
 from gdregs.evaluation import resampling  # noqa: E402
+from gdregs.evaluation.keys import keys_of_samples  # noqa: E402
 from gdregs.shared.tables import (  # noqa: E402
     POSTERIOR_ESTIMATORS,
     PosteriorEstimator,
@@ -144,8 +145,8 @@ def test_gradients_are_those_of_jax(float64, kept, monkeypatch):
     rows = jax.tree.map(lambda *values: np.stack(values), *rows)
     key = jax.random.key(2)
 
-    begin = resampling.start_sweep
-    monkeypatch.setattr(resampling, "start_sweep", lambda threshold, _: begin(threshold, offset))
+    keep = resampling.keep
+    monkeypatch.setattr(resampling, "keep", lambda _, *of: keep(jax.numpy.asarray(offset), *of))
     monkeypatch.setattr(weights, "draw_offset", lambda _: torch.tensor(offset))
 
     @jax.jit
@@ -159,7 +160,9 @@ def test_gradients_are_those_of_jax(float64, kept, monkeypatch):
 
             return jax.value_and_grad(loss)(trees)
 
-        return models.posterior(trees[0], x).sample(key, (SIZE,)), *jax.vmap(of)(rows)
+        draw = models.posterior(trees[0], x).sample
+        z = jax.vmap(lambda key: draw(key, ()))(keys_of_samples(key, 0, SIZE))
+        return z, *jax.vmap(of)(rows)
 
     z, values, gradients = jax.device_get(expected(trees, x, rows))
     x, z = torch.tensor(x), {name: torch.tensor(value) for name, value in z.items()}
