@@ -47,6 +47,7 @@ NOISES = {
     "alpha dropout": torch.nn.AlphaDropout(0.3),
     "rrelu": torch.nn.RReLU(),
     "rand_like": lambda a: a * torch.rand_like(a),
+    "native dropout": lambda a: torch.native_dropout(a, 0.4, True)[0],  # as on a GPU
     "attention": attend,
     "simulator": simulate,
     "flattened": flattened,
@@ -295,6 +296,34 @@ class Checkpointed(torch.nn.Module):
         return checkpoint(functional.dropout, a.tanh(), 0.4, use_reentrant=False)
 
 
+torch.library.define(
+    "gdregs_tests::attention",
+    "(Tensor a, float dropout_p) -> Tensor",
+    tags=(torch.Tag.nondeterministic_seeded,),
+)
+
+
+@torch.library.impl("gdregs_tests::attention", "CompositeExplicitAutograd")
+def fused_attention(a, dropout_p):
+    return functional.dropout(a, dropout_p)
+
+
+class Attention(torch.nn.Module):
+    """As the fused kernels of GPUs are, whose derivative knows a seed alone."""
+
+    def forward(self, a):
+        still = torch.ops.gdregs_tests.attention(a.detach(), 0.0)
+        assert torch.equal(still, a)
+        return a + torch.ops.gdregs_tests.attention(a.detach(), 0.4)
+
+
+class Fewer(torch.nn.Module):
+    """It draws for many samples alone."""
+
+    def forward(self, a):
+        return a * torch.rand_like(a) if len(a) > 3 else a
+
+
 class Seed(torch.nn.Module):
     """It leaves the generator elsewhere, and nothing is drawn."""
 
@@ -311,6 +340,16 @@ class Seed(torch.nn.Module):
             {"num_gradient_samples": 2},
             "likelihood: Checkpointed draws random numbers within torch.utils.checkpoint",
         ),
+        (
+            Attention(),
+            {"num_gradient_samples": 2},
+            "Attention draws random numbers within gdregs_tests.attention.default, whose",
+        ),
+        (
+            Fewer(),
+            {"num_gradient_samples": 2},
+            "likelihood: a network draws other random numbers for the samples that",
+        ),
         (Seed(), {"num_gradient_samples": 2}, "likelihood: it moves PyTorch's random numbers on"),
         (
             Broadcast(),
@@ -326,11 +365,20 @@ class Seed(torch.nn.Module):
         (
             Rejection(),
             {"num_gradient_samples": 2},
-            "likelihood: (it|Rejection|a network) draws other random numbers for the samples that",
+            "likelihood: (Rejection|a network) draws other random numbers for the samples that",
         ),
         (Foreign(), {"chunk_size": 3}, "random numbers that are not PyTorch's"),
     ],
-    ids=["checkpoint", "seed", "broadcast", "weights in blocks", "rejection", "another generator"],
+    ids=[
+        "checkpoint",
+        "attention",
+        "fewer",
+        "seed",
+        "broadcast",
+        "weights in blocks",
+        "rejection",
+        "another generator",
+    ],
 )
 def test_noise_that_cannot_be_replayed_is_refused(layer, options, message):
     is_of_weights = isinstance(layer, torch.nn.Dropout)
@@ -340,6 +388,16 @@ def test_noise_that_cannot_be_replayed_is_refused(layer, options, message):
     model.gradients()
     with pytest.raises(ValueError, match=message):
         model.gradients(**options)
+
+
+def test_what_has_drawn_need_not_draw_again():
+    """In evaluation mode the same function draws nothing."""
+    layer = torch.nn.Dropout(0.4)
+    model = Model(layer, places=("likelihood",))
+    model.gradients(num_gradient_samples=2)
+    layer.eval()
+    expected = Model(lambda a: a).gradients(num_gradient_samples=2)
+    torch.testing.assert_close(model.gradients(num_gradient_samples=2), expected)
 
 
 def test_a_bound_without_noise_records_nothing(monkeypatch):

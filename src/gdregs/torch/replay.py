@@ -44,7 +44,7 @@ class Recorder(TorchDispatchMode):
         """Run an operation, and keep a copy of what it has drawn."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if _is_random(func):
+        if _is_random(func, args, kwargs):
             values = [value.clone() for value in _written(func, args, kwargs, result)]
             self.drawn.append(Drawn(func, values))
         return result
@@ -70,8 +70,8 @@ class Replayer(TorchDispatchMode):
         """Run an operation, and replace what it has drawn."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if _is_random(func):
-            self._refuse_checkpoint()
+        if _is_random(func, args, kwargs):
+            self._refuse_what_draws_again(func)
             written = _written(func, args, kwargs, result)
             for now, *before in zip(written, *self._next(func, len(written)), strict=True):
                 now.copy_(self._for_rows(func, list(before), now.shape))
@@ -82,16 +82,18 @@ class Replayer(TorchDispatchMode):
         if self.position < max(map(len, self.blocks)):
             raise ValueError(self._say_otherwise("a network"))
 
-    def _refuse_checkpoint(self) -> None:
-        """What is evaluated anew on the way back, after this has ended, would draw itself."""
-        for frame in _frames():
-            if frame.f_code.co_filename == checkpoint.__file__:
-                raise ValueError(
-                    f"{self.place}: {_module_at_work()} draws random numbers within"
-                    f" torch.utils.checkpoint, which draws others than the kept samples had when it"
-                    f" runs once more. Use evaluation mode, or leave num_gradient_samples out"
-                    f" (chunk_size saves memory too)."
-                )
+    def _refuse_what_draws_again(self, func: Any) -> None:
+        """On the way back, when this has ended, it would draw other numbers."""
+        again = None
+        if any(argument.name == _DROPOUT for argument in func._schema.arguments):
+            again = f"{func}, whose derivative draws them from a seed; use its math kernel"
+        elif any(frame.f_code.co_filename == checkpoint.__file__ for frame in _frames()):
+            again = "torch.utils.checkpoint, which runs once more; use chunk_size to save memory"
+        if again is not None:
+            raise ValueError(
+                f"{self.place}: {_module_at_work()} draws random numbers within {again}, use"
+                f" evaluation mode, or leave num_gradient_samples out."
+            )
 
     def _next(self, func: Any, count: int) -> list[list[Tensor]]:
         found = []
@@ -135,8 +137,18 @@ class Replayer(TorchDispatchMode):
         )
 
 
-def _is_random(func: Any) -> bool:
-    return torch.Tag.nondeterministic_seeded in func.tags
+_DROPOUT = "dropout_p"
+"""The argument of fused attention by which it draws; with 0 it does not."""
+
+
+def _is_random(func: Any, args: Any, kwargs: Any) -> bool:
+    if torch.Tag.nondeterministic_seeded not in func.tags:
+        return False
+    for place, argument in enumerate(func._schema.arguments):
+        if argument.name == _DROPOUT:
+            given = args[place] if place < len(args) else None
+            return kwargs.get(_DROPOUT, argument.default_value if given is None else given) != 0
+    return True
 
 
 def _written(func: Any, args: Any, kwargs: Any, result: Any) -> list[Tensor]:
