@@ -2,11 +2,13 @@
 
 import gzip
 import json
+import os
 
 import pytest
 from PIL import Image
 
 from commands import SMALL, copy_of_a_run, run
+from gdregs import cli
 from gdregs.vae import Config, open_run
 from real_data import REAL
 
@@ -20,6 +22,17 @@ def in_an_empty_folder(tmp_path, monkeypatch):
 @pytest.fixture
 def folder(tmp_path_factory, tmp_path):
     return copy_of_a_run(tmp_path_factory, tmp_path / "run")
+
+
+@pytest.mark.parametrize("code", [0, 2, 130])
+def test_the_script_ends_at_once_after_a_failure(monkeypatch, code):
+    """XLA's threads may still run, and would end in a segmentation fault."""
+    codes = []
+    monkeypatch.setattr(cli, "main", lambda: code)
+    monkeypatch.setattr(os, "_exit", codes.append)
+    with pytest.raises(SystemExit):
+        cli.run_script()
+    assert codes == [code] * (code != 0)
 
 
 @pytest.mark.slow

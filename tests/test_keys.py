@@ -148,11 +148,16 @@ def test_all_keys_of_a_call_are_distinct():
     def of_call():
         each = keys.keys_of_samples(KEY, 0, 300)
         nodes = jax.vmap(lambda key: jax.random.split(key, 30))(each).reshape(-1)
-        found = (each, nodes, keys.keys_of_noise(each), keys.key_of_resampling(KEY)[None])
+        found = (
+            each,
+            nodes,
+            *(keys.keys_of_noise(each, of) for of in ("likelihood", "posterior", "prior")),
+            keys.key_of_resampling(KEY)[None],
+        )
         return jnp.concatenate([jax.random.key_data(key) for key in found])
 
     found = np.asarray(of_call())
-    assert len(np.unique(found, axis=0)) == len(found) == 300 + 9000 + 300 + 1
+    assert len(np.unique(found, axis=0)) == len(found) == 300 + 9000 + 3 * 300 + 1
 
 
 def test_each_sample_has_a_key_of_its_own():
@@ -270,60 +275,102 @@ def test_noise_of_each_sample_is_refused_wherever_it_is_drawn(part):
         evaluate(**elbo, **options)
 
 
-def with_masks(z, keys):
+def masks(keys):
     """Dropout with a mask for each sample that its datapoints share."""
-    masks = jax.vmap(lambda key: jax.random.bernoulli(key, 0.5, (DATAPOINTS,)))(keys)
-    return -jnp.square(z * masks - 1)
+    return jax.vmap(lambda key: jax.random.bernoulli(key, 0.5, (DATAPOINTS,)))(keys)
 
 
-def with_noise(z, keys):
-    """Noise for each sample and datapoint."""
-    return -jnp.square(z * jax.vmap(jax.vmap(jax.random.exponential))(keys) - 1)
+def normals(loc=0.0):
+    return dist.Normal(loc * jnp.ones(DATAPOINTS), 1.0)
 
 
-@pytest.mark.parametrize("likelihood", [with_masks, with_noise])
-def test_noise_of_the_likelihood_belongs_to_its_sample(likelihood):
-    """In blocks it is that of the whole; with M < K the gradient has the same mean."""
-    parameters = (0.3, 0.2)
+def of_samples(loc, slope):
+    """A likelihood with a mask for each sample."""
+    return normals(loc), normals(), lambda z, keys: -jnp.square(slope * z * masks(keys) - 1)
+
+
+def of_datapoints(loc, slope):
+    """A likelihood with noise for each sample and datapoint."""
+
+    def likelihood(z, keys):
+        return -jnp.square(slope * z * jax.vmap(jax.vmap(jax.random.exponential))(keys) - 1)
+
+    return normals(loc), normals(), likelihood
+
+
+def masked(slope, a, keys):
+    return dist.Normal(slope * a * masks(keys), 1.0)
+
+
+def of_conditionals(loc, slope):
+    """Posterior and prior with dropout in a conditional."""
+    below = jax.tree_util.Partial(masked, slope)
+    posterior = gdregs.Hierarchy({"a": (normals(loc), ()), "b": (below, ("a",))})
+    below = jax.tree_util.Partial(masked, 2 * slope)
+    prior = gdregs.Hierarchy({"a": (normals(), ()), "b": (below, ("a",))})
+    return posterior, prior, lambda z: -jnp.square(z["b"] - 1)
+
+
+@pytest.mark.parametrize("parts", [of_samples, of_datapoints, of_conditionals])
+def test_noise_by_the_keys_of_samples_belongs_to_its_sample(parts):
+    """In blocks it is that of the whole; with M < K the gradient has the mean of the naive one."""
+    parameters = (0.3, 0.4)
 
     def objective(parameters, key, **options):
-        loc, slope = parameters
-        posterior = dist.Normal(loc * jnp.ones(DATAPOINTS), 1.0)
-        prior = dist.Normal(jnp.zeros(DATAPOINTS), 1.0)
+        return jnp.sum(gdregs.bound(*parts(*parameters), key=key, num_samples=K, **options))
 
-        def scaled(z, keys):
-            return likelihood(slope * z, keys)
+    def blocks(key):
+        of = jax.value_and_grad(objective)
+        return [jnp.stack(of(parameters, key, chunk_size=size)[1]) for size in (None, 4)]
 
-        return jnp.sum(gdregs.bound(posterior, prior, scaled, key=key, num_samples=K, **options))
-
-    @jax.jit
-    def run():
-        return [
-            jax.value_and_grad(objective)(parameters, KEY, chunk_size=size) for size in (None, 4)
-        ]
-
-    whole, blocks = run()
-    np.testing.assert_allclose(np.stack(blocks[1]), np.stack(whole[1]), rtol=1e-5)
+    whole, found = jax.jit(blocks)(KEY)
+    np.testing.assert_allclose(found, whole, rtol=1e-4, atol=1e-5)
 
     def gradient(**options):
         return lambda key: jax.grad(objective)(parameters, key, **options)
 
-    def other_noise(key):
-        """The backward pass sees the noise of other samples, as if it were drawn anew."""
-
-        def swapped(model, estimators, weighed, *span):
-            weighed = weighed._replace(keys=jnp.roll(weighed.keys, 1, axis=0))
-            return pull.pull(model, estimators, weighed, *span)
-
-        with (
-            mock.patch("gdregs.bound.pull", swapped),
-            mock.patch("gdregs.bound.pull_all", swap_all),
-        ):
-            return jax.grad(objective)(parameters, key, num_gradient_samples=2)
+    def swapped(model, estimators, weighed, *span):
+        noise = jax.tree.map(lambda keys: jnp.roll(keys, 1, axis=0), weighed.noise)
+        return pull.pull(model, estimators, weighed._replace(noise=noise), *span)
 
     def swap_all(model, seen, estimators):
-        keys = jnp.roll(model.likelihood_keys(0, K), 1, axis=0)
-        return pull.pull(model, estimators, pull.Weighed(seen.z, keys, seen.v, seen.r))
+        weighed = pull.Weighed(seen.z, model.noise(0, K), seen.v, seen.r)
+        return swapped(model, estimators, weighed)
+
+    def other_noise(key):
+        """The backward pass sees the noise of other samples, as if it were drawn anew."""
+        with mock.patch.multiple("gdregs.bound", pull=swapped, pull_all=swap_all):
+            return gradient(num_gradient_samples=2)(key)
 
     suspects = {"M = 2": gradient(num_gradient_samples=2), "other noise": other_noise}
-    assert_unbiased(suspects, gradient(), jax.random.key(1), biased=("other noise",))
+    naive = gradient(posterior_estimator="naive", prior_estimator="naive")
+    assert_unbiased(suspects, naive, jax.random.key(1), biased=("other noise",))
+
+
+def test_conditionals_with_keys_are_drawn_with_an_axis_of_samples():
+    posterior, _, _ = of_conditionals(0.3, 0.4)
+    assert jax.eval_shape(lambda: posterior.sample(KEY, (5,)))["b"].shape == (5, DATAPOINTS)
+    with pytest.raises(ValueError, match=r"take the keys of samples: sample_shape must be \(K,\)"):
+        jax.eval_shape(lambda: posterior.sample(KEY))
+
+
+def test_a_posterior_that_needs_an_axis_of_samples_is_drawn_with_one():
+    """A conditional may count on the axes `[K, *batch]` of its parents."""
+
+    def below(a):
+        return dist.Normal(jnp.moveaxis(a, 1, 0).T, 1.0)
+
+    hierarchy = gdregs.Hierarchy({"a": (normals(), ()), "b": (below, ("a",))})
+
+    @jax.jit
+    def run():
+        def value(chunk_size):
+            return gdregs.bound(
+                hierarchy, hierarchy, lambda z: -jnp.square(z["b"]), key=KEY, num_samples=K,
+                chunk_size=chunk_size,
+            )  # fmt: skip
+
+        return value(None), value(4)
+
+    whole, blocks = run()
+    np.testing.assert_allclose(blocks, whole, rtol=1e-5)

@@ -24,7 +24,7 @@ from gdregs.evaluation.gates import gate_by_latent, log_density_without_indirect
 from gdregs.evaluation.look import look
 from gdregs.evaluation.nesting import refuse_inside, refuse_new_noise, watched
 from gdregs.evaluation.pull import Estimators, choose, pull, pull_all
-from gdregs.evaluation.weights import Model, read_model
+from gdregs.evaluation.weights import Model, read_model, takes_keys
 from gdregs.objectives import ELBO, IWAE, Objective
 from gdregs.reexpression.paths import with_path
 from gdregs.reexpression.reexpress import NoReexpressionError, reexpress
@@ -99,8 +99,10 @@ def bound(
             leading axes `[K, *batch]`.
         prior: p(z), a pytree like the posterior, with `log_prob(z)`, and a rule of
             `gdregs.reexpress` where `prior_estimator` is not `naive`.
-        likelihood: A function z -> log p(x|z), `[K, *batch]`; it may close over anything.
-        key: A JAX random key.
+        likelihood: A function z -> log p(x|z), `[K, *batch]`; it may close over anything. With
+            noise of its own it is a function of z and `keys`, one random key for each sample in z:
+            `[K]`, or `[K, *batch]` if it maps over those.
+        key: A JAX random key. Sample k is drawn with `fold_in(key, k)`.
         num_samples: K, the number of importance samples.
         objective: `ELBO()`, `IWAE()`, `VRIWAE(alpha)`, `JVI()`, or an `Objective` of your own.
         posterior_estimator: `naive`, `stl` (biased for K > 1 unless the objective is the ELBO),
@@ -112,11 +114,9 @@ def bound(
             `auto`.
         num_gradient_samples: M. The backward pass runs on M of the K samples, resampled by weight
             without bias. None, or K and more: on all. A posterior that has no re-expression rule
-            runs it on all.
-        chunk_size: Hold at most this many samples in memory at a time; they are drawn and evaluated
-            again where they are needed again. None holds all. Samplers that draw row by row (all
-            location-scale families) draw the same samples either way, others (Gamma, Beta) other
-            ones.
+            runs it on all; so does noise `[K]` that the datapoints of a batch share.
+        chunk_size: Hold at most this many samples in memory at a time, and all K log-weights; the
+            same samples are drawn and evaluated again where they are needed again. None holds all.
         indirect_scores: `keep`, or `drop` to study what is lost without the indirect score
             functions of a `gdregs.Hierarchy` (Sec. 3): the gradient is then biased.
 
@@ -237,7 +237,7 @@ def evaluate(
     if settings.num_gradient_samples is not None:
         kept_at_most = positive_integer("num_gradient_samples", settings.num_gradient_samples)
         num_kept = min(kept_at_most, num_kept)
-    if own_path or (model.batch and model.num_key_axes == 1):
+    if own_path or model.shares_noise:
         num_kept = model.num_samples
     _refuse_new_noise(model, num_kept, is_linear=isinstance(objective, ELBO))
 
@@ -254,9 +254,11 @@ def evaluate(
 def _refuse_new_noise(model: Model, num_kept: int, *, is_linear: bool) -> None:
     """An error if a part draws noise for each sample that the backward pass would not see."""
     z, sizes = model.shapes, {model.num_samples, num_kept, model.chunk_size} - {None}
-    refuse_new_noise("posterior", model.posterior.log_prob, z, {1, *sizes})
+    if not takes_keys(model.posterior):
+        refuse_new_noise("posterior", model.posterior.log_prob, z, {1, *sizes})
     if len(sizes) > 1 and not is_linear:  # an ELBO is right on average over the noise
-        refuse_new_noise("prior", model.prior.log_prob, z, sizes)
+        if not takes_keys(model.prior):
+            refuse_new_noise("prior", model.prior.log_prob, z, sizes)
         if not model.num_key_axes:
             refuse_new_noise("likelihood", model.likelihood, z, sizes)
 
@@ -277,7 +279,7 @@ def _check_paths(
     model: Model, posterior: PosteriorEstimator | PosteriorMix, prior: PriorEstimator
 ) -> bool:
     """Whether the posterior must use its own sampler as its path; errors where there is none."""
-    z = model.shapes
+    model, z = model.with_noise(model.noise(0, model.num_samples)), model.shapes
     if prior.has_path:
         try:
             jax.eval_shape(lambda z: reexpress(model.prior, z), z)

@@ -6,12 +6,14 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree
 
 from gdregs.evaluation.gates import gate, gate_by_latent, log_density_without_indirect
+from gdregs.evaluation.keys import keys_of_noise
 from gdregs.reexpression.reexpress import reexpress
 from gdregs.reexpression.reparameterized import is_reparameterized
 from gdregs.reexpression.support import move_into_support
+from gdregs.shared.checks import num_arguments
 from gdregs.shared.graphs import check_names, is_distribution, read_node, topological_order
 
 
@@ -27,7 +29,8 @@ class Hierarchy(eqx.Module):
             `conditional(*parents)` returns the latent's distribution given the values of its
             parents, which are names of other latents. The conditional should be a pytree whose
             array leaves are all its parameters (an `equinox.Module`). A latent without parents
-            may be given as a distribution itself.
+            may be given as a distribution itself. A conditional with noise of its own (dropout)
+            takes one argument more, the keys of the samples, `[K]`.
 
     Raises:
         ValueError: If a parent is unknown, or the parents form a cycle; both are named.
@@ -54,10 +57,12 @@ class Hierarchy(eqx.Module):
 
     conditionals: dict[str, Any]
     parents: tuple[tuple[str, tuple[str, ...]], ...] = eqx.field(static=True)
+    keys: Any
 
     def __init__(self, nodes: Mapping[str, Any]):
         parents = {}
         self.conditionals = {}
+        self.keys = None  # of samples, for conditionals that take them
         for name, node in nodes.items():
             self.conditionals[name], parents[name] = read_node(name, node)
         self.parents = tuple((name, parents[name]) for name in topological_order(parents))
@@ -74,10 +79,12 @@ class Hierarchy(eqx.Module):
             conditionals are.
         """
         z: dict[str, Array] = {}
+        at_samples = self._at_samples(key, sample_shape)
         keys = jax.random.split(key, len(self.parents))
         for key, (name, parents) in zip(keys, self.parents, strict=True):
-            conditional = self.conditional(name, parents, z)
-            z[name] = conditional.sample(key, () if parents else sample_shape)
+            conditional = at_samples.conditional(name, parents, z)
+            is_spread = parents or name in at_samples.noisy
+            z[name] = conditional.sample(key, () if is_spread else sample_shape)
             shape = jnp.shape(z[name])
             if shape[: len(sample_shape)] != tuple(sample_shape):
                 raise ValueError(
@@ -129,7 +136,42 @@ class Hierarchy(eqx.Module):
         conditional = self.conditionals[name]
         if is_distribution(conditional):
             return conditional
-        return conditional(*(z[parent] for parent in parents))
+        given = [z[parent] for parent in parents]
+        if name in self.noisy:
+            place = [one for one, _ in self.parents].index(name)
+            given.append(jax.vmap(lambda key: jax.random.fold_in(key, place))(self.keys))
+        return conditional(*given)
+
+    @property
+    def noisy(self) -> list[str]:
+        """The latents whose conditional takes keys."""
+        return [
+            name
+            for name, parents in self.parents
+            if not is_distribution(self.conditionals[name])
+            and num_arguments(self.conditionals[name]) == len(parents) + 1
+        ]
+
+    @property
+    def takes_keys(self) -> bool:
+        """Whether a conditional has noise of its own."""
+        return bool(self.noisy)
+
+    def with_keys(self, keys: Key[Array, " K"]) -> "Hierarchy":
+        """The same at samples of which these are the keys, for conditionals that take them."""
+        return eqx.tree_at(lambda one: one.keys, self, keys, is_leaf=lambda leaf: leaf is None)
+
+    def _at_samples(self, key: PRNGKeyArray, sample_shape: tuple[int, ...]) -> "Hierarchy":
+        """The same, with the keys of samples that are drawn with this key."""
+        if not self.takes_keys:
+            return self
+        if len(sample_shape) != 1:
+            raise ValueError(
+                f"The conditionals of {self.noisy} take the keys of samples: sample_shape must be"
+                f" (K,); got {tuple(sample_shape)}."
+            )
+        of_samples = key[None] if sample_shape == (1,) else jax.random.split(key, sample_shape)
+        return self.with_keys(keys_of_noise(of_samples, "posterior"))
 
     def check_names(self, z: Any) -> None:
         """An error if z does not have exactly the latents of the graph."""

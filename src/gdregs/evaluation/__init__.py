@@ -1,6 +1,5 @@
 """What evaluates a bound: look at all samples, choose those that matter, pull the gradient.
 
-Weights, resampling, streams over blocks of samples, windows on random numbers and meshes of devices
-serve these three steps.
+Weights, resampling, keys of samples and meshes of devices serve these three steps.
 It may import the rooms below: how a distribution is re-expressed, and what all frameworks share.
 """

@@ -12,8 +12,9 @@ from jaxtyping import Array, Int, Key, PRNGKeyArray
 
 Start = int | Int[Array, ""]
 
-_OWN = 2**32 - 1
-"""Beside the numbers of samples, and of the latents and steps of one sample."""
+_RESAMPLING = 2**32 - 1
+_NOISE = {"likelihood": 2**32 - 1, "posterior": 2**32 - 2, "prior": 2**32 - 3}
+"""Numbers that no sample, and no latent or step of a sample, has."""
 
 
 def keys_of_samples(key: PRNGKeyArray, start: Start, size: int) -> Key[Array, " size"]:
@@ -22,11 +23,16 @@ def keys_of_samples(key: PRNGKeyArray, start: Start, size: int) -> Key[Array, " 
     return jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
 
 
-def keys_of_noise(of_samples: Key[Array, " size"]) -> Key[Array, " size"]:
-    """The keys that a likelihood with noise of its own is given, beside those of its samples."""
-    return jax.vmap(lambda key: jax.random.fold_in(key, _OWN))(of_samples)
+def keys_of_noise(of_samples: Key[Array, " size"], part: str) -> Key[Array, " size"]:
+    """The keys that a part with noise of its own is given, from those of its samples.
+
+    Args:
+        of_samples: The keys with which the samples are drawn.
+        part: `likelihood`, `posterior` or `prior`.
+    """
+    return jax.vmap(lambda key: jax.random.fold_in(key, _NOISE[part]))(of_samples)
 
 
 def key_of_resampling(key: PRNGKeyArray) -> PRNGKeyArray:
     """The key that decides which samples the backward pass keeps."""
-    return jax.random.fold_in(key, _OWN)
+    return jax.random.fold_in(key, _RESAMPLING)

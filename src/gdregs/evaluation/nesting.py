@@ -22,6 +22,12 @@ _OUTSIDE: contextvars.ContextVar[str | None] = contextvars.ContextVar("outside",
 NAIVE = "naive"
 NOTHING_RIGHT = "nothing is right"
 
+_REMEDY = {
+    "posterior": "Let its conditional take the samples' keys (gdregs.Hierarchy)",
+    "prior": "Let its conditional take the samples' keys (gdregs.Hierarchy)",
+    "likelihood": "Let it be a function of z and keys, one for each sample",
+}
+
 DRAWING = ("random_bits", "random_gamma", "threefry2x32", "rng_bit_generator", "rng_uniform")
 
 
@@ -90,10 +96,10 @@ def refuse_new_noise(
     shapes = [drawn(size) for size in sorted(sizes)]
     if any(found != shapes[0] for found in shapes):
         raise ValueError(
-            f"The {part} draws random numbers of its own, one for each sample. The backward pass"
-            " runs on other blocks of samples than the look (num_gradient_samples, chunk_size), and"
-            " would draw others, so that the gradient is silently biased. Draw them once for all"
-            " samples, make them latents, or leave both options out."
+            f"The {part} draws random numbers of its own, one for each sample. Where samples are"
+            " evaluated again, alone or in other blocks, it would draw others, so that the gradient"
+            f" is silently biased. {_REMEDY[part]}, draw them once for all samples, or make them"
+            " latents."
         )
 
 

@@ -4,7 +4,7 @@ $$S = \sum_k v_k \left[ \log p(x|z_k^{lik}) + \log p^\circ(z_k^{rest}) - \log q^
 \right]$$
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from gdregs.evaluation.keys import Start, key_of_resampling
 from gdregs.evaluation.look import Look
 from gdregs.evaluation.meshes import spread_samples
 from gdregs.evaluation.resampling import resample, take_rows
-from gdregs.evaluation.weights import Model
+from gdregs.evaluation.weights import Model, Noise
 from gdregs.reexpression.paths import align
 from gdregs.reexpression.reexpress import reexpress
 from gdregs.reexpression.support import move_into_support
@@ -44,13 +44,13 @@ class Weighed(NamedTuple):
 
     Attributes:
         z: The samples, `[M, *batch, *event]`.
-        keys: What the likelihood is given beside them; None for nothing.
+        noise: What parts with noise of their own are given beside them.
         v: What each weighs, over the probability with which it was kept.
         r: c / v.
     """
 
     z: PyTree
-    keys: Any
+    noise: Noise
     v: Float[Array, "M *batch"]
     r: Float[Array, "M *batch"]
 
@@ -62,7 +62,7 @@ def pull_all(model: Model, look: Look, estimators: Estimators) -> Float[Array, "
     def of_block(start: Start, size: int) -> Float[Array, "*batch"]:
         z = _drawn_again(model, start, size) if look.z is None else look.z
         v, r = (jax.lax.dynamic_slice_in_dim(rows, start, size) for rows in (look.v, look.r))
-        weighed = Weighed(z, model.likelihood_keys(start, size), v, r)
+        weighed = Weighed(z, model.noise(start, size), v, r)
         span = (start, size) if estimators.samples_own_path else None
         return pull(model, estimators, weighed, span)
 
@@ -83,20 +83,21 @@ def choose(model: Model, look: Look, num_kept: int) -> tuple[Weighed, Float[Arra
     v = jnp.where(is_full, v / jnp.where(is_full, probabilities, 1), 0)
     total = jnp.sum(scores, axis=0)
     share = jnp.sum(jnp.where(is_full, kept, 0), axis=0) / jnp.where(total > 0, total, 1)
-    keys = model.likelihood_keys(0, model.num_samples)
-    if keys is not None:
-        keys = jnp.take_along_axis(keys, index, axis=0)
+    noise = jax.tree.map(
+        lambda keys: jnp.take_along_axis(keys, index, axis=0), model.noise(0, model.num_samples)
+    )
     if look.z is not None:
         z = jax.tree.map(lambda rows: take_rows(rows, index), look.z)
     else:
         z = _chosen_again(model, index)
-    return Weighed(z, keys, v, r), share
+    return Weighed(z, noise, v, r), share
 
 
 def _drawn_again(model: Model, start: Start, size: int) -> PyTree:
     """A block of samples as the look has seen them."""
     stopped = model._replace(posterior=gated(model.posterior, 0), prior=gated(model.prior, 0))
-    z, _ = move_into_support(stopped.prior, stopped.draw(start, size))
+    z = stopped.draw(start, size)
+    z, _ = move_into_support(stopped.with_noise(stopped.noise(start, size)).prior, z)
     return jax.lax.stop_gradient(z)
 
 
@@ -125,7 +126,8 @@ def pull(
 
     Given the `span` of the samples, the posterior's path is its own sampler.
     """
-    z, keys, v, r = weighed
+    z, noise, v, r = weighed
+    drawing, model = model, model.with_noise(noise)
     alive = v != 0
     posterior_row, prior_row = estimators.posterior, estimators.prior
     to_posterior, to_prior = [], ()
@@ -134,7 +136,7 @@ def pull(
         if span is None:
             z_q = reexpress(posterior, z)
         else:
-            z_q = model._replace(posterior=posterior).draw(*span)
+            z_q = drawing._replace(posterior=posterior).draw(*span)
         to_posterior.append((z_q, path.share(r)))
     if prior_row.has_path:
         to_prior = (reexpress(gated(model.prior, prior_row.path), z),)
@@ -143,5 +145,7 @@ def pull(
     log_prob = log_density if estimators.keeps_indirect_scores else log_density_without_indirect
     log_prior = gated_density(model.prior, prior_row.density, "prior", log_prob)
     log_posterior = gated_density(model.posterior, posterior_row.density, "posterior", log_prob)
-    terms = model.log_likelihood(z_lik, keys) + log_prior(z_rest) - log_posterior(z_rest)
+    terms = (
+        model.log_likelihood(z_lik, noise.likelihood) + log_prior(z_rest) - log_posterior(z_rest)
+    )
     return jnp.sum(jnp.where(alive, v * jnp.where(alive, terms, 0), 0), axis=0)

@@ -1,7 +1,6 @@
 """Log-weights of importance samples, all at once or in blocks."""
 
 import functools
-import inspect
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
@@ -20,10 +19,16 @@ from gdregs.shared.checks import (
     check_likelihood,
     check_log_densities,
     check_part,
+    num_arguments,
     positive_integer,
 )
 
 T = TypeVar("T")
+
+
+def takes_keys(part: Any) -> bool:
+    """Whether a posterior or prior has noise of its own, and a method `with_keys` for its keys."""
+    return bool(getattr(part, "takes_keys", False))
 
 
 @functools.singledispatch
@@ -40,13 +45,21 @@ def draw_and_remember(
     return None
 
 
+class Noise(NamedTuple):
+    """The keys of the samples at hand that parts with noise of their own are given, or None."""
+
+    likelihood: Any = None
+    posterior: Any = None
+    prior: Any = None
+
+
 class Model(NamedTuple):
     r"""The three parts of a latent-variable model and how to draw from it.
 
     Attributes:
         posterior: q.
         prior: p(z).
-        likelihood: $z \mapsto \log p(x|z)$, or a function of z and the samples' keys.
+        likelihood: $z \mapsto \log p(x|z)$, or a function of z and of keys.
         key: From which everything is drawn.
         num_samples: K.
         chunk_size: How many samples to hold at a time; None for all.
@@ -93,31 +106,53 @@ class Model(NamedTuple):
 
         return jax.vmap(one)(self.sample_keys(start, size))
 
-    def likelihood_keys(self, start: Start, size: int) -> Any:
-        """What the likelihood is given beside the samples from `start` on; None for nothing."""
-        if not self.num_key_axes:
-            return None
-        keys = keys_of_noise(self.sample_keys(start, size))
-        if self.num_key_axes == 1:
-            return keys
-        keys = jax.vmap(lambda key: keys_of_samples(key, 0, math.prod(self.batch)))(keys)
-        return keys.reshape(size, *self.batch)
+    def noise(self, start: Start, size: int) -> Noise:
+        """What the parts are given beside the samples from `start` on."""
+        of_samples = self.sample_keys(start, size)
+        likelihood = None
+        if self.num_key_axes:
+            likelihood = keys_of_noise(of_samples, "likelihood")
+        if self.num_key_axes > 1:
+            likelihood = jax.vmap(lambda key: keys_of_samples(key, 0, math.prod(self.batch)))(
+                likelihood
+            ).reshape(size, *self.batch)
+        others = (
+            keys_of_noise(of_samples, name) if takes_keys(part) else None
+            for name, part in (("posterior", self.posterior), ("prior", self.prior))
+        )
+        return Noise(likelihood, *others)
+
+    def with_noise(self, noise: Noise) -> "Model":
+        """The model at samples with this noise."""
+        posterior, prior = (
+            part if keys is None else part.with_keys(keys)
+            for part, keys in ((self.posterior, noise.posterior), (self.prior, noise.prior))
+        )
+        return self._replace(posterior=posterior, prior=prior)
+
+    @property
+    def shares_noise(self) -> bool:
+        """Whether the datapoints have noise in common, which belongs to whole samples then."""
+        is_shared = self.num_key_axes == 1 or takes_keys(self.posterior) or takes_keys(self.prior)
+        return bool(self.batch) and is_shared
 
     def log_likelihood(self, z: PyTree, keys: Any) -> Array:
         r"""$\log p(x|z)$, `[K, *batch]`."""
         return self.likelihood(z) if keys is None else self.likelihood(z, keys)
 
     def weigh(
-        self, z: PyTree, keys: Any, log_posterior: Array | None = None
+        self, z: PyTree, noise: Noise, log_posterior: Array | None = None
     ) -> tuple[PyTree, Float[Array, "k *batch"]]:
         r"""$\log p(x|z) + \log p(z) - \log q(z)$, in nats; -inf outside of the prior's support.
 
         Samples that lie outside come back as some point inside.
         """
-        z, inside = move_into_support(self.prior, z)
+        given = self.with_noise(noise)
+        z, inside = move_into_support(given.prior, z)
         if log_posterior is None:
-            log_posterior = self.posterior.log_prob(z)
-        log_weights = self.log_likelihood(z, keys) + self.prior.log_prob(z) - log_posterior
+            log_posterior = given.posterior.log_prob(z)
+        log_likelihood = self.log_likelihood(z, noise.likelihood)
+        log_weights = log_likelihood + given.prior.log_prob(z) - log_posterior
         return z, log_weights if inside is None else jnp.where(inside, log_weights, -jnp.inf)
 
     def look(self, start: Start, size: int) -> tuple[PyTree, Float[Array, "k *batch"]]:
@@ -130,7 +165,7 @@ class Model(NamedTuple):
         """The same of samples that have been drawn."""
         z, log_posterior = jax.lax.stop_gradient((z, log_posterior))
         size = jax.tree.leaves(z)[0].shape[0]
-        found = self.weigh(z, self.likelihood_keys(start, size), log_posterior)
+        found = self.weigh(z, self.noise(start, size), log_posterior)
         z, log_weights = jax.lax.stop_gradient(found)
         return z, jnp.where(jnp.isnan(log_weights), -jnp.inf, log_weights)
 
@@ -193,9 +228,10 @@ def _with_shapes(model: Model) -> Model:
     size = model.num_samples
     model = _with_lead(model)
     z = model.shapes
+    given = model.with_noise(model.noise(0, size))
     densities = {
-        "posterior.log_prob(z)": model.posterior.log_prob,
-        "prior.log_prob(z)": model.prior.log_prob,
+        "posterior.log_prob(z)": given.posterior.log_prob,
+        "prior.log_prob(z)": given.prior.log_prob,
     }
     # JAX caches what it traces, and would compare the methods of modules by their arrays.
     found = {
@@ -227,7 +263,9 @@ def _with_lead(model: Model) -> Model:
         return jax.tree.map(jnp.shape, jax.eval_shape(lambda: model.draw(0, size)))
 
     try:
-        draws_alone = shapes(model) == jax.tree.map(jnp.shape, z)
+        draws_alone = not takes_keys(model.posterior) and shapes(model) == jax.tree.map(
+            jnp.shape, z
+        )
     except (TypeError, ValueError, IndexError):
         draws_alone = False
     return model._replace(shapes=z, lead=() if draws_alone else (1,))
@@ -241,11 +279,11 @@ def _with_keys(model: Model) -> tuple[Model, Any]:
 
     def traced(model):
         def evaluate(z):
-            return model.log_likelihood(z, model.likelihood_keys(0, model.num_samples))
+            return model.log_likelihood(z, model.noise(0, model.num_samples).likelihood)
 
         return model, jax.eval_shape(evaluate, model.shapes)
 
-    if not takes_keys(model.likelihood):
+    if num_arguments(model.likelihood) != 2:
         return traced(model)
     try:
         return traced(model._replace(num_key_axes=1))
@@ -254,19 +292,6 @@ def _with_keys(model: Model) -> tuple[Model, Any]:
             return traced(model._replace(num_key_axes=1 + len(model.batch)))
         except (TypeError, ValueError):
             raise error from None
-
-
-def takes_keys(likelihood: Any) -> bool:
-    """Whether a likelihood takes a second argument, which has no default."""
-    try:
-        parameters = inspect.signature(likelihood).parameters.values()
-    except (TypeError, ValueError):
-        return False
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return (
-        sum(one.kind in positional and one.default is inspect.Parameter.empty for one in parameters)
-        == 2
-    )
 
 
 def log_weights(
@@ -311,7 +336,7 @@ def log_weights(
     model = read_model(posterior, prior, likelihood, key, num_samples, chunk_size)
 
     def weigh(start, size):
-        return model.weigh(model.draw(start, size), model.likelihood_keys(start, size))[1]
+        return model.weigh(model.draw(start, size), model.noise(start, size))[1]
 
     return model.in_blocks(weigh)
 

@@ -69,14 +69,14 @@ def recall_all(draw: Any, keys: Key[Array, " K"]) -> tuple[Array, Array, Any] | 
     layouts = []
 
     def one(key):
-        found = draw(key)
-        if found is None:
-            return None
-        z, log_posterior, memory, constant, layout = found
+        z, log_posterior, memory, constant, layout = draw(key)
         layouts.append(layout)
         return (z[0], log_posterior[0], memory), constant
 
-    if jax.eval_shape(one, keys[0]) is None:
+    def remembers(key):
+        return None if draw(key) is None else key
+
+    if jax.eval_shape(remembers, keys[0]) is None:
         return None
     (z, log_posterior, memory), constant = jax.vmap(one, out_axes=(0, None))(keys)
 

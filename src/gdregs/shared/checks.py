@@ -1,5 +1,6 @@
-"""What numbers an argument may be."""
+"""What an argument may be."""
 
+import inspect
 import operator
 from typing import Any
 
@@ -13,6 +14,18 @@ def positive_integer(name: str, value: Any) -> int:
     if number < 1:
         raise ValueError(f"{name} must be at least 1; got {number}.")
     return number
+
+
+def num_arguments(function: Any) -> int | None:
+    """How many arguments by position a function needs, not counting those with a default."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(
+        one.kind in positional and one.default is inspect.Parameter.empty for one in parameters
+    )
 
 
 def check_part(name: str, part: Any, methods: tuple[str, ...], like: str) -> None:
