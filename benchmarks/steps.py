@@ -100,9 +100,13 @@ def _log_prior(networks, z, context):
 
 
 def _noise(model, key, num_samples, batch_size):
-    shape = (num_samples, batch_size, model.latent_size)
-    keys = jax.random.split(key, len(model.posterior_networks))
-    return [jax.random.normal(k, shape) for k in keys]
+    """That of `gdregs.bound`: each sample has a key, which is split into one for each latent."""
+
+    def of_sample(number):
+        keys = jax.random.split(jax.random.fold_in(key, number), len(model.posterior_networks))
+        return [jax.random.normal(k, (batch_size, model.latent_size)) for k in keys]
+
+    return jax.vmap(of_sample)(jnp.arange(num_samples))
 
 
 def _posterior_parameters(network, layer, z, known):

@@ -107,7 +107,7 @@ def test_the_hand_written_steps_compute_the_same(by_hand):
     )
 
 
-ARRAYS = 6
+ARRAYS = 8
 """How many arrays of the shape of the log-weights may be in memory at once."""
 
 

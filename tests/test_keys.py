@@ -76,7 +76,10 @@ def test_blocks_are_of_the_samples_of_the_whole(name, objective, chunk_size):
         kept = added_up(posterior, objective, chunk_size=chunk_size, num_gradient_samples=2)
         return added_up(posterior, objective), blocks, kept[0]
 
-    (value, weights), (value_of_blocks, weights_of_blocks), value_of_kept = run()
+    try:
+        (value, weights), (value_of_blocks, weights_of_blocks), value_of_kept = run()
+    except ImportError as error:
+        pytest.skip(f"numpyro cannot draw from it: {error}")
     np.testing.assert_allclose(weights, DATAPOINTS, rtol=1e-5)
     np.testing.assert_allclose(weights_of_blocks, DATAPOINTS, rtol=1e-5)
     np.testing.assert_allclose(value_of_blocks, value, rtol=1e-5, atol=1e-5)

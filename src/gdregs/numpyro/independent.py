@@ -65,14 +65,14 @@ def _(posterior: Independent, z: Values) -> Values:
 @draw_and_remember.register(Guide)
 def _(posterior: Guide, keys: Key[Array, " K"]) -> Any:
     """Draw from a guide; where its latents are independent, its distributions are remembered."""
-    shapes = jax.eval_shape(lambda: posterior.sample(keys[0]))
+    shapes = jax.eval_shape(lambda: posterior.sample(keys[0], ()))
     anywhere = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
     try:
         if any(depend(lambda z: _distributions(posterior, z), anywhere)):
             return None
     except _OtherSitesError:
         return None
-    z, log_posterior = jax.vmap(posterior.sample_and_log_prob)(keys)
+    z, log_posterior = jax.vmap(lambda key: posterior.sample_and_log_prob(key, ()))(keys)
 
     def recalled(posterior: Guide) -> Any:
         one = {name: jax.lax.stop_gradient(value[0]) for name, value in z.items()}

@@ -48,7 +48,7 @@ def _support(distribution: Any) -> Any | None:
         return None
     try:
         support = distribution.support
-    except NotImplementedError:
+    except (NotImplementedError, AssertionError):  # numpyro's Levy forgets its own
         return None
     innermost: Any = support
     while hasattr(innermost, "base_constraint"):

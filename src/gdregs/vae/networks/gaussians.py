@@ -73,16 +73,9 @@ class GaussianHierarchy(Hierarchy):
 def _noise(
     key: PRNGKeyArray, num_latents: int, shape: tuple[int, ...], dtype: DTypeLike
 ) -> Float[Array, "latents *shape"]:
-    """Standard normal numbers.
-
-    The compiler would dissolve a loop of one turn and draw the numbers again in each of their
-    uses. So those of a single latent are drawn in two turns, where they can be.
-    """
-    halves = num_latents == 1 and shape and shape[-1] % 2 == 0
-    turn = (*shape[:-1], shape[-1] // 2) if halves else shape
-    keys = jax.random.split(key, 2 if halves else num_latents)
-    noise = jax.lax.map(lambda key: jax.random.normal(key, turn, dtype), keys)
-    return jnp.concatenate(list(noise), axis=-1)[None] if halves else noise
+    """Standard normal numbers: `jax.random.normal` of each key that `key` splits into."""
+    keys = jax.random.split(key, num_latents)
+    return jax.lax.map(lambda key: jax.random.normal(key, shape, dtype), keys)
 
 
 class Gaussian(dist.Normal):
