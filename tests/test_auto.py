@@ -9,6 +9,7 @@ import pytest
 import gdregs
 import models
 import reference
+from gdregs import auto as learning
 from gdregs.auto import SETTLING, _best
 from means import assert_unbiased
 
@@ -85,8 +86,6 @@ def test_beta_must_be_a_number():
         gdregs.Auto(decay=1.0)
     with pytest.raises(ValueError, match="patience must be positive"):
         gdregs.Auto(patience=0.0)
-    with pytest.raises(ValueError, match="most_work must be 1 or more"):
-        gdregs.Auto(most_work=0.5)
 
 
 X = np.array([0.4, -1.0, 2.0], np.float32)
@@ -150,11 +149,13 @@ def test_every_step_is_unbiased_and_to_look_at_the_draw_first_is_not():
 
 
 @pytest.mark.slow
-def test_strengths_approach_those_of_least_variance(monkeypatch):
+@pytest.mark.parametrize("large", [False, True])
+def test_strengths_approach_those_of_least_variance(monkeypatch, large):
     """Against the regression of the naive gradient on the differences, over 20,000 draws."""
-    monkeypatch.setattr("gdregs.auto.MARGINS", (-1e9,) * 3)  # whatever time it takes
-    monkeypatch.setattr("gdregs.auto.PERIODS", (1, 1))  # every step teaches
-    auto = gdregs.Auto(decay=0.999, patience=1.0, most_work=float("inf"))
+    monkeypatch.setattr(learning, "MARGINS", (-1e9,) * 3)  # the richest choice
+    monkeypatch.setattr(learning, "PERIOD", 1)
+    monkeypatch.setattr(learning, "LARGE", 0 if large else 10_000)
+    auto = gdregs.Auto(decay=0.999, patience=1.0)
 
     @jax.jit
     def run(key):
@@ -174,71 +175,68 @@ def test_strengths_approach_those_of_least_variance(monkeypatch):
     centred = jax.tree.map(lambda leaf: leaf - leaf.mean(0), naive)
     beta = -np.sum(centred["phi"] * by_q) / np.sum(by_q**2)
     alpha = -np.sum(centred["theta"] * by_p) / np.sum(by_p**2)
-    assert float(phi[0]) == pytest.approx(float(beta), abs=0.1)
-    assert float(theta[1]) == pytest.approx(float(alpha), abs=0.1)
-    assert phi[1] == theta[0] == 0
-    np.testing.assert_array_equal(lam, 0)
+    assert float(phi) == pytest.approx(float(beta), abs=0.1)
+    assert float(theta) == pytest.approx(float(alpha), abs=0.1)
+    assert lam == 0
 
 
 def quadratic(seed, number):
     """Moments of so many parameters, of draws that were made up."""
-    draws = np.random.default_rng(seed).normal(size=(number, 3, 50))
-    by_q, by_p, noise = np.moveaxis(draws, 1, 0)
-    noise = noise - 0.8 * by_q - 0.5 * by_p
-    dots = [(by_q, by_q), (by_p, by_p), (by_q, by_p), (by_q, noise), (by_p, noise), (noise, noise)]
+    draws = np.random.default_rng(seed).normal(size=(number, 2, 50))
+    difference, noise = np.moveaxis(draws, 1, 0)
+    noise = noise - np.linspace(0.3, 0.8, number)[:, None] * difference
+    dots = [(difference, difference), (difference, noise), (noise, noise)]
     return np.stack([np.sum(a * b, axis=1) for a, b in dots], axis=1)
 
 
 def total(moments, strengths):
-    qq, pp, qp, q, p, variance = moments.T
-    beta, alpha = strengths.T
-    changes = beta**2 * qq + alpha**2 * pp + 2 * (beta * alpha * qp + beta * q + alpha * p)
-    return (variance + changes).sum()
+    curvature, slope, variance = moments.T
+    return (variance + 2 * slope * strengths + curvature * strengths**2).sum()
 
 
-def test_each_way_has_the_strengths_of_least_variance(float64):
+@pytest.mark.parametrize("common", [False, True])
+def test_each_choice_has_the_strengths_of_least_variance(float64, monkeypatch, common):
     """Of its kind: neighbours of it have more."""
-    best = jax.jit(_best)
-    free = {0: [], 1: [(slice(None), 0)], 2: [(slice(None), 0), (slice(None), 1)]}
-    free[3] = [(row, column) for row in range(3) for column in range(2)]
-    for way, entries in free.items():
-        moments = quadratic(way, 3)
-        work = np.where(np.arange(4) == way, 1.0, np.inf)
-        work[0] = 1.0 if way == 0 else 1e9
-        strengths, chosen = jax.device_get(best(moments, work))
-        assert int(chosen) == way
+    moments, of_posterior = quadratic(0, 4), np.array([True, True, False, False])
+    kinds = {1: [of_posterior], 2: [of_posterior, ~of_posterior]}
+    if not common:
+        kinds[3] = np.eye(4, dtype=bool)
+    for kind, groups in kinds.items():
+        # Only what is of this kind is taken, whatever it takes away.
+        margins = [1.0] * 3
+        margins[kind - 1] = -1e9
+        monkeypatch.setattr(learning, "MARGINS", tuple(margins))
+        best = jax.jit(lambda *of: _best(*of, common=common))
+        strengths, (beta, alpha) = jax.device_get(best(moments, of_posterior))
         least = total(moments, strengths)
-        for where in entries:
-            assert np.all(strengths[where] != 0)
+        for group in groups:
             for distance in (0.05, -0.05):
-                other = strengths.copy()
-                other[where] += distance
-                assert total(moments, other) > least
-        if way in (1, 2):
-            np.testing.assert_array_equal(strengths, np.repeat(strengths[:1], 3, axis=0))
-        np.testing.assert_array_equal(strengths[:, way:], 0)  # the columns that it has not
+                assert total(moments, strengths + distance * group) > least
+        assert np.all(strengths[of_posterior] != 0)
+        assert np.any(strengths[~of_posterior]) == (kind > 1)
+        if kind < 3:
+            np.testing.assert_array_equal(strengths, np.where(of_posterior, beta, alpha))
 
 
-def test_one_strength_each_is_the_mix_of_all_three_gradients():
-    """The way that takes one backward pass against the one that takes three, draw by draw."""
-    auto = gdregs.Auto(most_work=float("inf"))
-    strengths = np.array([[0.0, 0.0], [0.7, 0.0], [0.0, 0.4]], np.float32)
+def test_one_strength_each_is_the_mix_of_all_three_gradients(monkeypatch):
+    """The rows of the table, which a large model takes, against the program that learns."""
+    auto = gdregs.Auto()
+    monkeypatch.setattr(learning, "LARGE", 0)
 
     @jax.jit
-    def run(ways):
-        state = auto.init(PARAMETERS)._replace(step=jnp.array(101, jnp.int32))
-        state = state.relearned(strengths=strengths, common=jnp.array([0.7, 0.4]))
-        gradients = jax.vmap(lambda way: step(auto, state.relearned(way=way), KEY)[0][1])(ways)
-        return gradients, gradient(PARAMETERS, KEY)[1]
+    def run():
+        state = auto.init(PARAMETERS)
+        learned = state.learned._replace(
+            strengths=jnp.array([0.0, 0.7, 0.4]), common=jnp.array([0.7, 0.4])
+        )
+        packed = jax.flatten_util.ravel_pytree(learned)[0]
+        steps = [state._replace(packed=packed, step=jnp.array(at, jnp.int32)) for at in (1, 101)]
+        return [step(auto, one, KEY)[0][1] for one in steps], gradient(PARAMETERS, KEY)[1]
 
-    gradients, naive = jax.device_get(run(np.array([1, 2, 3], np.int32)))
-    only_posterior, common, own = (
-        jax.tree.map(lambda leaf, i=i: leaf[i], gradients) for i in range(3)
-    )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), common, own)
-    np.testing.assert_allclose(only_posterior["phi"], own["phi"], rtol=1e-5)
-    np.testing.assert_allclose(only_posterior["theta"], naive["theta"], rtol=1e-5)
-    assert abs(float(own["theta"] - naive["theta"])) > 1e-3
+    (learns, rows), naive = jax.device_get(run())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), learns, rows)
+    assert abs(float(learns["theta"] - naive["theta"])) > 1e-3
+    np.testing.assert_allclose(learns["lam"], naive["lam"], rtol=1e-5)
 
 
 def test_strengths_of_more_digits_than_the_parameters(float64):
@@ -251,61 +249,23 @@ def test_strengths_of_more_digits_than_the_parameters(float64):
     assert after.packed.dtype == "float64"
 
 
-def test_later_steps_teach_less_often():
+@pytest.mark.parametrize("large", [False, True])
+def test_later_steps_of_a_large_model_learn_less_often(monkeypatch, large):
+    monkeypatch.setattr(learning, "LARGE", 0 if large else 10_000)
     auto = gdregs.Auto()
 
     @jax.jit
     @jax.vmap
     def run(begin):
         state = auto.init(PARAMETERS)._replace(step=begin)
-        state, (_, taught) = follow(auto, state, jax.random.split(KEY, 128))
-        return state.step, taught
+        state, (_, learned) = follow(auto, state, jax.random.split(KEY, 128))
+        return state.step, learned
 
-    begin = np.array([0, 100, 4000], np.int32)
-    steps, taught = jax.device_get(run(begin))
+    begin = np.array([0, 100], np.int32)
+    steps, learned = jax.device_get(run(begin))
     np.testing.assert_array_equal(steps, begin + 128)
-    assert taught[0, 99] == 100  # all of the first ones
-    assert taught[1, 63] == 4
-    assert taught[2, 127] == 2
-
-
-@pytest.mark.parametrize(
-    ("rounds", "most_work", "way"),
-    [
-        pytest.param(0, 1.2, 1, id="cheap", marks=pytest.mark.slow),
-        pytest.param(3, 1.2, 0, id="longer than asked"),
-        pytest.param(3, float("inf"), 1, id="worth it", marks=pytest.mark.slow),
-        pytest.param(300, float("inf"), 0, id="not worth it", marks=pytest.mark.slow),
-    ],
-)
-def test_what_takes_more_time_than_it_is_worth_is_left(rounds, most_work, way):
-    """A path that makes a step many times as long must take away as much of the variance."""
-
-    def slow(value):
-        def turn(matrix, _):
-            return jnp.tanh(matrix @ matrix), None
-
-        matrix = jnp.full((4, 4), value)
-        return jax.lax.scan(turn, matrix, None, length=rounds)[0][0, 0]
-
-    def function(key, *pair):
-        value, found = gradient(PARAMETERS, key, *pair)
-        if pair[0] is not gdregs.POSTERIOR_ESTIMATORS["naive"]:
-            found = jax.tree.map(lambda leaf: leaf + 0 * slow(jnp.sum(leaf)), found)
-        return value, found
-
-    auto = gdregs.Auto(most_work=most_work)
-
-    def teach(state, key):
-        return auto.value_and_grad(lambda *pair: function(key, *pair), state)[1], None
-
-    @jax.jit
-    def run(key):
-        return jax.lax.scan(teach, auto.init(PARAMETERS), jax.random.split(key, 90))[0].learned
-
-    learned = jax.device_get(run(KEY))
-    assert int(learned.way) == way
-    assert np.any(learned.strengths != 0) == (way > 0)
+    assert learned[0, 99] == 100  # all of the first ones
+    assert learned[1, 63] == (4 if large else 64)
 
 
 def test_the_mean_is_that_of_the_gradients_of_all_steps():
@@ -345,9 +305,7 @@ def test_a_draw_that_is_not_finite_teaches_nothing():
             return value, jax.tree.map(lambda leaf: leaf * jnp.nan, found)
 
         _, after = auto.value_and_grad(broken, state)
-        return [
-            (of.learned.way, of.learned.moments, of.mean, of.strengths) for of in (state, after)
-        ]
+        return [(of.learned.moments, of.mean, of.strengths) for of in (state, after)]
 
     before, after = jax.device_get(run(KEY))
     jax.tree.map(np.testing.assert_array_equal, before[:-1], after[:-1])
@@ -362,9 +320,9 @@ def test_the_prior_can_be_left_naive():
     def run(key):
         return follow(auto, auto.init(PARAMETERS), jax.random.split(key, 10))[0].strengths
 
-    strengths = np.asarray(run(KEY))
-    assert (strengths[:, 1] == 0).all()
-    assert strengths[1, 0] != 0
+    _, of_phi, of_theta = np.asarray(run(KEY))
+    assert of_theta == 0
+    assert of_phi != 0
 
 
 def test_the_name_is_the_naive_estimator_until_something_is_learned():

@@ -180,6 +180,40 @@ def test_what_cannot_be_mixed_stays_naive_and_says_so(unmixable):
         assert not state.mutable_state
 
 
+def _two_kinds():
+    share = numpyro.sample("share", dist.Beta(1.0, 1.0))
+    kind = numpyro.sample("kind", dist.Bernoulli(share), infer={"enumerate": "parallel"})
+    numpyro.sample("x", dist.Normal(1.0 * kind, 1.0), obs=0.3)
+
+
+def _two_latents():
+    numpyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+
+
+@pytest.mark.many_programs("SVI.init compiles each of its operations by itself")
+@pytest.mark.parametrize(
+    ("model", "make_guide", "reason"),
+    [
+        (
+            _two_kinds,
+            lambda: autoguide.AutoNormal(numpyro.handlers.block(_two_kinds, hide=["kind"])),
+            "discrete latents would be summed out twice",
+        ),
+        (
+            _two_latents,
+            lambda: autoguide.AutoIAFNormal(_two_latents),
+            "a guide with a InverseAutoregressiveTransform takes its inverse",
+        ),
+    ],
+    ids=["enumerated", "flow"],
+)
+def test_what_would_take_far_longer_stays_naive_and_says_so(model, make_guide, reason):
+    svi = SVI(model, make_guide(), optax.sgd(0.01), Bound(4))
+    state, messages = begin(svi)
+    assert reason in messages[0]
+    assert not state.mutable_state
+
+
 def pinned(x, width):
     m = numpyro.param("m", 0.0)
     t = numpyro.param("t", 1.0, constraint=constraints.positive)

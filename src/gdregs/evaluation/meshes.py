@@ -86,6 +86,11 @@ def spread_datapoints(tree: T) -> T:
     return _spread(tree, DATA)
 
 
+def spread_both(tree: T) -> T:
+    """The compiler is told that the axes begin with importance samples and datapoints."""
+    return _spread(tree, SAMPLES, DATA)
+
+
 def gather_samples(tree: T) -> T:
     """The compiler is told to leave all importance samples, the leading axis, on every device."""
     return _spread(tree, None) if devices_along(SAMPLES) > 1 else tree
@@ -99,17 +104,18 @@ def gather(tree: T) -> T:
     return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
 
 
-def _spread(tree: T, axis: str | None) -> T:
+def _spread(tree: T, *axes: str | None) -> T:
+    """None is an axis that each device has whole; what does not divide is left to the compiler."""
     mesh = _MESH.get()
-    if mesh is None or (axis and mesh.shape[axis] == 1):
+    if mesh is None:
         return tree
 
     def one(leaf):
-        if axis and leaf.shape[0] % mesh.shape[axis]:
-            return leaf
-        free = (PartitionSpec.UNCONSTRAINED,) * (leaf.ndim - 1)
-        sharding = NamedSharding(mesh, PartitionSpec(axis, *free))
-        return jax.lax.with_sharding_constraint(leaf, sharding)
+        spec = [PartitionSpec.UNCONSTRAINED] * leaf.ndim
+        for place, axis in enumerate(axes[: leaf.ndim]):
+            if axis is None or not leaf.shape[place] % mesh.shape[axis]:
+                spec[place] = axis
+        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, PartitionSpec(*spec)))
 
     return jax.tree.map(one, tree)
 

@@ -11,7 +11,7 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree
 
 from gdregs.evaluation.keys import Start, keys_of_noise, keys_of_samples
-from gdregs.evaluation.meshes import SAMPLES, devices_along, spread_samples
+from gdregs.evaluation.meshes import SAMPLES, devices_along, spread_both, spread_samples
 from gdregs.reexpression.support import move_into_support
 from gdregs.shared.checks import (
     check_draw,
@@ -104,7 +104,8 @@ class Model(NamedTuple):
             found = draw(key, self.lead)
             return jax.tree.map(lambda leaf: leaf[0], found) if self.lead else found
 
-        return jax.vmap(one)(self.sample_keys(start, size))
+        found = jax.vmap(one)(self.sample_keys(start, size))
+        return spread_both(found) if self.batch else found
 
     def noise(self, start: Start, size: int) -> Noise:
         """What the parts are given beside the samples from `start` on."""

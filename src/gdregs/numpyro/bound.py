@@ -16,7 +16,7 @@ from numpyro.util import not_jax_tracer
 
 from gdregs.bound import Settings, evaluate
 from gdregs.numpyro.enumeration import sum_out_discrete
-from gdregs.numpyro.live import pays, sum_of_bounds
+from gdregs.numpyro.live import check_worth, pays, sum_of_bounds
 from gdregs.numpyro.programs import (
     Guide,
     Layout,
@@ -143,6 +143,7 @@ class Bound(elbo.ELBO):
         if not vectorize_particles and chunk_size is None:
             chunk_size = 1
         self.wanted = (posterior_estimator, prior_estimator)
+        self.is_learning = False
         self.settings = Settings(
             objective, posterior_estimator, prior_estimator, num_gradient_samples, chunk_size
         )
@@ -164,6 +165,7 @@ class Bound(elbo.ELBO):
             if is_auto(wanted)
         }
         new.settings = self.settings._replace(**chosen)
+        new.is_learning = True
         return new
 
     def loss_with_mutable_state(
@@ -200,6 +202,8 @@ class Bound(elbo.ELBO):
 
             losses = jax.vmap(loss_of_one)(jax.random.split(rng_key, self.num_particles))
             return {"loss": jnp.mean(losses), "mutable_state": mutable}
+        if self.is_learning:
+            check_worth(posterior, prior, key)
         settings = self.settings
         if latent_scale is not None and isinstance(settings.objective, Objective):
             objective = ScaledLatents(settings.objective, latent_scale)

@@ -31,6 +31,21 @@ def pays(posterior: Guide, prior: Model, key: PRNGKeyArray) -> bool:
     return is_costly and is_reparameterized(posterior, key, 1)
 
 
+def check_worth(posterior: Guide, prior: Model, key: PRNGKeyArray) -> None:
+    """An error if the mix of estimators would make a step far longer than the naive gradient."""
+    if isinstance(prior, EnumeratedModel):
+        raise ValueError(
+            "discrete latents would be summed out twice. Name the estimators to have others."
+        )
+    for fn in posterior.families(key):
+        for transform in getattr(fn, "transforms", ()):
+            if type(transform).__module__ != dist.transforms.__name__:
+                raise ValueError(
+                    f"the density of a guide with a {type(transform).__name__} takes its inverse."
+                    " Name the estimators to have others."
+                )
+
+
 _COSTLY = (dist.TransformedDistribution, dist.LowRankMultivariateNormal)
 """Families whose noise, or whose density at given values, costs more than a draw does."""
 

@@ -6,25 +6,18 @@ STRENGTHS = (-1.0, 2.0)
 SETTLING = 3
 """Draws from which the mean gradient alone is learned, before anything is measured against it."""
 
-FIRST, LATE = 100, 4000
-"""Every step teaches at first, when variances change fast; from the second on, few do."""
+LARGE = 10_000
+"""A model of more numbers does not learn at every step: what that costs outweighs a compilation."""
 
-PERIODS = 16, 64
-"""Of how many steps one teaches, between the two and from the second on.
-
-The second period is for who follows the mean gradient at every step: a mean over so few steps
-would be that of parameters long past, and its error would count as noise.
-"""
+FIRST, PERIOD = 100, 16
+"""It learns at the first steps, when variances change fast, and later at one of so many."""
 
 MARGINS = 0.02, 0.1, 0.1
-"""By what share variance times work must fall before one way takes the place of another.
+"""By what share the variance must fall before one choice takes the place of another.
 
 Of one posterior strength for all parameters; of the prior's too; and of strengths of each
 parameter's own, whose variance is the least of many and therefore looks smaller than it is.
 """
-
-MOST_WORK = 1.2
-"""What a step may take at most of the naive gradient's work, however much noise it removes."""
 
 WORK = 1.0, 1.125
 """What a mix with DReGs takes, and one with GDReGs too, of the naive gradient's work.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from gdregs.shared.learning import FIRST, MARGINS, PERIODS, SETTLING, STRENGTHS, WORK
+from gdregs.shared.learning import FIRST, MARGINS, PERIOD, SETTLING, STRENGTHS, WORK
 from gdregs.shared.tables import POSTERIOR_ESTIMATORS, PosteriorEstimator, PriorEstimator
 
 Loss = Callable[[PosteriorEstimator, PriorEstimator], Tensor]
@@ -96,7 +96,7 @@ class Auto:
         Returns:
             The loss, without gradient.
         """
-        teaches = self.step < FIRST or self.step % PERIODS[0] == 0
+        teaches = self.step < FIRST or self.step % PERIOD == 0
         self.step += 1
         if not teaches:
             return self._backward(function, retain_graph)
