@@ -105,7 +105,7 @@ MUTANTS = (
            "jnp.asarray(start, jnp.uint32) + jnp.arange", "jnp.arange", "tests/test_keys.py"),
     Mutant("noise of another sample", "evaluation/pull.py",
            "lambda keys: jnp.take_along_axis(keys, index, axis=0)",
-           "lambda keys: keys[: len(index)]", "tests/test_keys.py"),
+           "lambda keys: keys[: len(index)]", "tests/test_noise.py"),
     Mutant("particles are not chosen", "filtering.py",
            "ancestors = jnp.where(resampled, chosen, same)",
            "ancestors = same", "tests/test_filtering.py"),

@@ -1,5 +1,6 @@
 """Samples that are evaluated twice are the same ones, and what should be independent is."""
 
+import itertools
 from unittest import mock
 
 import jax
@@ -10,6 +11,7 @@ import numpyro.distributions as dist
 import pytest
 
 import gdregs
+import models
 from families import FAMILIES, draw_parameters
 from gdregs.evaluation import keys, pull
 from gdregs.numpyro.bound import Bound
@@ -121,27 +123,41 @@ def test_chosen_samples_are_those_of_the_whole():
     np.testing.assert_allclose(others, whole, rtol=1e-4)
 
 
-def normal_model():
-    constant = numpyro.param("constant")
-    with numpyro.plate("data", DATAPOINTS):
-        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
-        numpyro.factor("x", constant - (z - 0.7) ** 2)
+PARTICLES = {
+    "Normal": lambda q: dist.Normal(q, 1.0),
+    "Gamma": lambda q: dist.Gamma(1.5 + q**2, 1.0),
+    "Beta": lambda q: dist.Beta(1.5 + q**2, 2.0),
+    "StudentT": lambda q: dist.StudentT(5.0, q, 1.0),
+    "Dirichlet": lambda q: dist.Dirichlet(0.7 + q**2 * jnp.ones((DATAPOINTS, 3))),
+}
 
 
-def normal_guide():
-    with numpyro.plate("data", DATAPOINTS):
-        numpyro.sample("z", dist.Normal(numpyro.param("loc"), 1.0))
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n == "Gamma" else pytest.mark.slow) for n in PARTICLES]
+)
+def test_weights_of_particles_add_up_whatever_the_blocks(name):
+    def model():
+        with numpyro.plate("data", DATAPOINTS):
+            z = numpyro.sample("z", PARTICLES[name](0.3))
+            event = tuple(range(1, jnp.ndim(z)))
+            numpyro.factor("x", numpyro.param("constant") - jnp.sum((z - 0.7) ** 2, event))
 
+    def guide():
+        with numpyro.plate("data", DATAPOINTS):
+            numpyro.sample("z", PARTICLES[name](numpyro.param("q")))
 
-def test_weights_of_particles_add_up_whatever_the_blocks():
     @jax.jit
     def run(params):
         def loss(params, size):
-            return Bound(K, chunk_size=size).loss(KEY, params, normal_model, normal_guide)
+            return Bound(K, chunk_size=size).loss(KEY, params, model, guide)
 
-        return [jax.grad(loss)(params, size)["constant"] for size in (2, 4)]
+        return [jax.value_and_grad(loss)(params, size) for size in (None, 4, 5)]
 
-    np.testing.assert_allclose(run({"constant": 0.1, "loc": 0.2}), -DATAPOINTS, rtol=1e-4)
+    with jax.numpy_rank_promotion("allow"):
+        (value, _), *blocks = run({"constant": 0.1, "q": 0.2})
+    for value_of_blocks, gradient in blocks:
+        np.testing.assert_allclose(gradient["constant"], -DATAPOINTS, rtol=1e-5)
+        np.testing.assert_allclose(value_of_blocks, value, rtol=1e-5)
 
 
 def test_all_keys_of_a_call_are_distinct():
@@ -175,6 +191,21 @@ def test_each_sample_has_a_key_of_its_own():
 
     whole, later = map(np.asarray, draws())
     np.testing.assert_array_equal(later, whole[4:])
+
+
+def test_keys_of_both_kinds_and_nothing_else():
+    raw = jax.random.PRNGKey(3)
+
+    @jax.jit
+    def both():
+        return [jax.random.key_data(keys.typed_key(key)) for key in (KEY, raw)]
+
+    np.testing.assert_array_equal(*both())
+    for wrong in (0, None, np.zeros(2), np.zeros((2, 2), np.uint32)):
+        with pytest.raises(
+            TypeError, match=r"key must be a JAX random key, such as jax.random.key"
+        ):
+            keys.typed_key(wrong)
 
 
 def step(previous, u):
@@ -219,161 +250,55 @@ def test_one_kept_sample_of_a_chain_longer_than_there_are_samples():
     assert_unbiased(suspects, gradient(None), jax.random.key(0), biased=("key of a step",))
 
 
-def dropout(key):
-    return lambda z: z * jax.random.bernoulli(key, 0.5, z.shape)
+@pytest.mark.slow
+def test_one_kept_sample_of_a_hierarchy_of_more_latents_than_samples():
+    """With estimators of every kind: of a kept sample the gradient has the mean that all have."""
+    pairs = [
+        ("naive", "naive"), ("stl", "gdregs"), ("dregs", "gdregs"), ("rws", "naive"),
+        ("rws-dregs", "gdregs-mix"), ("interpolated 0.3", "mixed 0.3"),
+    ]  # fmt: skip
+    names, num_samples = "abcdef", 3
 
+    def hierarchy(shift, factor):
+        nodes = {"a": (dist.Normal(shift, 1.0), ())}
+        for parent, name in itertools.pairwise(names):
+            below = jax.tree_util.Partial(lambda f, z: dist.Normal(f * z, 1.0), factor)
+            nodes[name] = (below, (parent,))
+        return gdregs.Hierarchy(nodes)
 
-def hierarchy(network):
-    def below(a):
-        return dist.Normal(network(a), 1.0)
+    def likelihood(z):
+        return -0.5 * sum((leaf - 1.0) ** 2 for leaf in z.values())
 
-    return gdregs.Hierarchy(
-        {"a": (dist.Normal(np.zeros(DATAPOINTS), 1.0), ()), "b": (below, ("a",))}
-    )
-
-
-def by_rows(z):
-    """Noise of each sample, in a loop over samples."""
-
-    def row(of):
-        key, value = of
-        return -jnp.square(value) * jax.random.uniform(key, value.shape)
-
-    return jax.lax.map(row, (jax.random.split(KEY, z["b"].shape[0]), z["b"]))
-
-
-def by_gamma(z):
-    """Noise that JAX draws by an operation of its own."""
-    return -jnp.square(z["b"]) * jax.random.gamma(KEY, 2.0, z["b"].shape)
-
-
-NOISY = {
-    "posterior": (hierarchy(dropout(KEY)), hierarchy(jnp.tanh), lambda z: -jnp.square(z["b"])),
-    "prior": (hierarchy(jnp.tanh), hierarchy(dropout(KEY)), lambda z: -jnp.square(z["b"])),
-    "likelihood": (hierarchy(jnp.tanh), hierarchy(jnp.tanh), by_rows),
-    "likelihood, gamma": (hierarchy(jnp.tanh), hierarchy(jnp.tanh), by_gamma),
-}
-
-
-@pytest.mark.parametrize("part", NOISY)
-def test_noise_of_each_sample_is_refused_wherever_it_is_drawn(part):
-    def evaluate(**options):
-        return jax.eval_shape(
-            lambda: gdregs.bound(
-                *NOISY[part], key=KEY, num_samples=K, posterior_estimator="naive",
-                prior_estimator="naive", **options,
-            )
-        )  # fmt: skip
-
-    elbo = {"objective": gdregs.ELBO()}
-    if part == "posterior":  # samples of one density, and the values of another
-        for options in ({}, {"num_gradient_samples": 2}, {"chunk_size": 4}, elbo):
-            with pytest.raises(ValueError, match="The posterior draws random numbers"):
-                evaluate(**options)
-        return
-    assert evaluate().shape == (DATAPOINTS,)
-    for options in ({"num_gradient_samples": 2}, {"chunk_size": 4}):
-        with pytest.raises(ValueError, match=f"The {part.split(',')[0]} draws random numbers"):
-            evaluate(**options)
-        evaluate(**elbo, **options)
-
-
-def masks(keys):
-    """Dropout with a mask for each sample that its datapoints share."""
-    return jax.vmap(lambda key: jax.random.bernoulli(key, 0.5, (DATAPOINTS,)))(keys)
-
-
-def normals(loc=0.0):
-    return dist.Normal(loc * jnp.ones(DATAPOINTS), 1.0)
-
-
-def of_samples(loc, slope):
-    """A likelihood with a mask for each sample."""
-    return normals(loc), normals(), lambda z, keys: -jnp.square(slope * z * masks(keys) - 1)
-
-
-def of_datapoints(loc, slope):
-    """A likelihood with noise for each sample and datapoint."""
-
-    def likelihood(z, keys):
-        return -jnp.square(slope * z * jax.vmap(jax.vmap(jax.random.exponential))(keys) - 1)
-
-    return normals(loc), normals(), likelihood
-
-
-def masked(slope, a, keys):
-    return dist.Normal(slope * a * masks(keys), 1.0)
-
-
-def of_conditionals(loc, slope):
-    """Posterior and prior with dropout in a conditional."""
-    below = jax.tree_util.Partial(masked, slope)
-    posterior = gdregs.Hierarchy({"a": (normals(loc), ()), "b": (below, ("a",))})
-    below = jax.tree_util.Partial(masked, 2 * slope)
-    prior = gdregs.Hierarchy({"a": (normals(), ()), "b": (below, ("a",))})
-    return posterior, prior, lambda z: -jnp.square(z["b"] - 1)
-
-
-@pytest.mark.parametrize("parts", [of_samples, of_datapoints, of_conditionals])
-def test_noise_by_the_keys_of_samples_belongs_to_its_sample(parts):
-    """In blocks it is that of the whole; with M < K the gradient has the mean of the naive one."""
-    parameters = (0.3, 0.4)
-
-    def objective(parameters, key, **options):
-        return jnp.sum(gdregs.bound(*parts(*parameters), key=key, num_samples=K, **options))
-
-    def blocks(key):
-        of = jax.value_and_grad(objective)
-        return [jnp.stack(of(parameters, key, chunk_size=size)[1]) for size in (None, 4)]
-
-    whole, found = jax.jit(blocks)(KEY)
-    np.testing.assert_allclose(found, whole, rtol=1e-4, atol=1e-5)
-
-    def gradient(**options):
-        return lambda key: jax.grad(objective)(parameters, key, **options)
-
-    def swapped(model, estimators, weighed, *span):
-        noise = jax.tree.map(lambda keys: jnp.roll(keys, 1, axis=0), weighed.noise)
-        return pull.pull(model, estimators, weighed._replace(noise=noise), *span)
-
-    def swap_all(model, seen, estimators):
-        weighed = pull.Weighed(seen.z, model.noise(0, K), seen.v, seen.r)
-        return swapped(model, estimators, weighed)
-
-    def other_noise(key):
-        """The backward pass sees the noise of other samples, as if it were drawn anew."""
-        with mock.patch.multiple("gdregs.bound", pull=swapped, pull_all=swap_all):
-            return gradient(num_gradient_samples=2)(key)
-
-    suspects = {"M = 2": gradient(num_gradient_samples=2), "other noise": other_noise}
-    naive = gradient(posterior_estimator="naive", prior_estimator="naive")
-    assert_unbiased(suspects, naive, jax.random.key(1), biased=("other noise",))
-
-
-def test_conditionals_with_keys_are_drawn_with_an_axis_of_samples():
-    posterior, _, _ = of_conditionals(0.3, 0.4)
-    assert jax.eval_shape(lambda: posterior.sample(KEY, (5,)))["b"].shape == (5, DATAPOINTS)
-    with pytest.raises(ValueError, match=r"take the keys of samples: sample_shape must be \(K,\)"):
-        jax.eval_shape(lambda: posterior.sample(KEY))
-
-
-def test_a_posterior_that_needs_an_axis_of_samples_is_drawn_with_one():
-    """A conditional may count on the axes `[K, *batch]` of its parents."""
-
-    def below(a):
-        return dist.Normal(jnp.moveaxis(a, 1, 0).T, 1.0)
-
-    hierarchy = gdregs.Hierarchy({"a": (normals(), ()), "b": (below, ("a",))})
-
-    @jax.jit
-    def run():
-        def value(chunk_size):
+    def gradient(row, key, kept):
+        def objective(parameters):
+            shift, factor = parameters
             return gdregs.bound(
-                hierarchy, hierarchy, lambda z: -jnp.square(z["b"]), key=KEY, num_samples=K,
-                chunk_size=chunk_size,
+                hierarchy(shift, 0.5), hierarchy(0.0, factor), likelihood, key=key,
+                num_samples=num_samples, num_gradient_samples=kept, posterior_estimator=row[0],
+                prior_estimator=row[1],
             )  # fmt: skip
 
-        return value(None), value(4)
+        return jax.grad(objective)((0.3, 0.6))
 
-    whole, blocks = run()
-    np.testing.assert_allclose(blocks, whole, rtol=1e-5)
+    rows = models.rows_of(pairs)
+
+    def draw(key):
+        one, all_of_them = (
+            jax.vmap(lambda row, kept=kept: gradient(row, key, kept))(rows)
+            for kept in (1, num_samples)
+        )
+
+        def of(found, index):
+            return jax.tree.map(lambda leaf: leaf[index], found)
+
+        found = {" and ".join(pair): of(one, index) for index, pair in enumerate(pairs)}
+        expected = {" and ".join(pair): of(all_of_them, i) for i, pair in enumerate(pairs)}
+
+        def key_of_a_node(key):
+            return jax.random.split(jax.random.fold_in(key, 0), len(names))[3]
+
+        with mock.patch.object(pull, "key_of_resampling", key_of_a_node):
+            found["key of a node"] = gradient(of(rows, 0), key, 1)
+        return found, {**expected, "key of a node": of(all_of_them, 0)}
+
+    assert_unbiased(draw, None, jax.random.key(0), biased=("key of a node",))

@@ -12,7 +12,6 @@ from gdregs.chain import Chain
 from gdregs.diagnostics import GradientMoments, UnbiasednessCheck, check_unbiased, gradient_moments
 from gdregs.estimators import interpolated_dregs, mixed_dregs, mixed_gdregs
 from gdregs.evaluation.meshes import make_mesh, value_and_grad
-from gdregs.evaluation.weights import log_marginal, log_weights
 from gdregs.filtering import fivo
 from gdregs.hierarchy import Hierarchy
 from gdregs.mixing import LearnedMix, MixState
@@ -28,6 +27,7 @@ from gdregs.shared.tables import (
     PriorEstimator,
 )
 from gdregs.topdown import TopDown
+from gdregs.weights import log_marginal, log_weights
 
 __version__ = "0.1.0"
 

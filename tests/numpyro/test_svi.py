@@ -192,26 +192,21 @@ def _two_latents():
 
 @pytest.mark.many_programs("SVI.init compiles each of its operations by itself")
 @pytest.mark.parametrize(
-    ("model", "make_guide", "reason"),
+    ("model", "make_guide"),
     [
         (
             _two_kinds,
             lambda: autoguide.AutoNormal(numpyro.handlers.block(_two_kinds, hide=["kind"])),
-            "discrete latents would be summed out twice",
         ),
-        (
-            _two_latents,
-            lambda: autoguide.AutoIAFNormal(_two_latents),
-            "a guide with a InverseAutoregressiveTransform takes its inverse",
-        ),
+        (_two_latents, lambda: autoguide.AutoIAFNormal(_two_latents)),
     ],
     ids=["enumerated", "flow"],
 )
-def test_what_would_take_far_longer_stays_naive_and_says_so(model, make_guide, reason):
+def test_what_would_take_far_longer_stays_naive(model, make_guide):
     svi = SVI(model, make_guide(), optax.sgd(0.01), Bound(4))
     state, messages = begin(svi)
-    assert reason in messages[0]
     assert not state.mutable_state
+    assert not messages
 
 
 def pinned(x, width):

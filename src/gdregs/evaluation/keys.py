@@ -6,6 +6,8 @@ back it is the same sample. What else is drawn has the key of a number that no s
 and steps have children of their sample's key, so that no count of them can meet it.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key, PRNGKeyArray
@@ -15,6 +17,16 @@ Start = int | Int[Array, ""]
 _RESAMPLING = 2**32 - 1
 _NOISE = {"likelihood": 2**32 - 1, "posterior": 2**32 - 2, "prior": 2**32 - 3}
 """Numbers that no sample, and no latent or step of a sample, has."""
+
+
+def typed_key(key: Any) -> PRNGKeyArray:
+    """A key as `jax.random.key` makes it; an error if it is none."""
+    dtype = getattr(key, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return key
+    if dtype == jnp.uint32 and jnp.ndim(key) == 1:  # of `jax.random.PRNGKey`
+        return jax.random.wrap_key_data(jnp.asarray(key))
+    raise TypeError(f"key must be a JAX random key, such as jax.random.key(0); got {key!r}.")
 
 
 def keys_of_samples(key: PRNGKeyArray, start: Start, size: int) -> Key[Array, " size"]:

@@ -16,7 +16,7 @@ from numpyro.util import not_jax_tracer
 
 from gdregs.bound import Settings, evaluate
 from gdregs.numpyro.enumeration import sum_out_discrete
-from gdregs.numpyro.live import check_worth, pays, sum_of_bounds
+from gdregs.numpyro.live import check_cost, pays, sum_of_bounds
 from gdregs.numpyro.programs import (
     Guide,
     Layout,
@@ -203,7 +203,7 @@ class Bound(elbo.ELBO):
             losses = jax.vmap(loss_of_one)(jax.random.split(rng_key, self.num_particles))
             return {"loss": jnp.mean(losses), "mutable_state": mutable}
         if self.is_learning:
-            check_worth(posterior, prior, key)
+            check_cost(posterior, prior, key)
         settings = self.settings
         if latent_scale is not None and isinstance(settings.objective, Objective):
             objective = ScaledLatents(settings.objective, latent_scale)

@@ -12,6 +12,7 @@ from numpyro.infer.svi import SVIState, _make_loss_fn
 
 from gdregs.auto import Auto, AutoState
 from gdregs.numpyro.bound import Bound
+from gdregs.numpyro.live import TooCostlyError
 from gdregs.reexpression.paths import with_path
 
 STATE = "gdregs.auto"
@@ -140,7 +141,10 @@ class SVI(infer.SVI):
         return function
 
     def _what_can_be_mixed(self, state, args, kwargs) -> Auto | None:
-        """The mix of both estimators, or of the posterior's alone, or none; says why, once."""
+        """The mix of both estimators, or of the posterior's alone, or none; says why, once.
+
+        Where it would make a step far longer there is none, and nothing to say.
+        """
         params = self.optim.get_params(state.optim_state)
         only_posterior = dataclasses.replace(self.auto, prior=False)
         choices = (self.auto, only_posterior) if self.auto.prior else (self.auto,)
@@ -152,6 +156,8 @@ class SVI(infer.SVI):
             function = trial._mixed_loss(state.rng_key, state.mutable_state, learned, args, kwargs)
             try:
                 jax.eval_shape(function, params)
+            except TooCostlyError:
+                return None
             except (TypeError, ValueError, NotImplementedError) as error:
                 reasons.append(str(error).splitlines()[0])
             else:

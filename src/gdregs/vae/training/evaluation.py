@@ -11,7 +11,6 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree, UInt8
 
 from gdregs.diagnostics import gradient_moments
 from gdregs.evaluation.meshes import make_mesh, spread_datapoints
-from gdregs.evaluation.weights import log_marginal
 from gdregs.objectives import IWAE
 from gdregs.vae.config import Config
 from gdregs.vae.training.compiler import compiler_options
@@ -24,6 +23,7 @@ from gdregs.vae.training.epochs import (
 )
 from gdregs.vae.training.loops import loops_are_slow
 from gdregs.vae.training.task import Task
+from gdregs.weights import log_marginal
 
 TEST_KEY = 20_000
 """Binarises test images and draws their samples: the same for every run."""
