@@ -1,4 +1,4 @@
-"""Twenty-five one-line faults, put into the source one at a time: which test catches which?
+"""Twenty-seven one-line faults, put into the source one at a time: which test catches which?
 
     python benchmarks/mutants.py                  # all, into results/mutants.json and mutants.md
     python benchmarks/mutants.py --only fork,jvi  # some
