@@ -201,7 +201,7 @@ def test_keys_of_both_kinds_and_nothing_else():
         return [jax.random.key_data(keys.typed_key(key)) for key in (KEY, raw)]
 
     np.testing.assert_array_equal(*both())
-    for wrong in (0, None, np.zeros(2), np.zeros((2, 2), np.uint32)):
+    for wrong in (0, None, np.zeros(2), np.zeros((2, 2), np.uint32), KEY[None]):
         with pytest.raises(
             TypeError, match=r"key must be a JAX random key, such as jax.random.key"
         ):

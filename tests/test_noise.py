@@ -75,6 +75,36 @@ def test_noise_of_each_sample_is_refused_wherever_it_is_drawn(part):
         evaluate(**elbo, **options)
 
 
+def with_keys_and_other_noise(z, keys):
+    """Takes the samples' keys, and draws from another one all the same."""
+    return by_gamma(z) + jax.vmap(lambda key: jax.random.normal(key, (DATAPOINTS,)))(keys)
+
+
+def in_a_loop(z, keys):
+    """Draws from the samples' keys alone, inside of a loop."""
+
+    def row(of):
+        key, value = of
+        return -jnp.square(value) * jax.random.gamma(key, 2.0, value.shape)
+
+    return jax.lax.map(row, (keys, z["b"]))
+
+
+def test_noise_that_does_not_come_from_the_keys_is_refused():
+    posterior = hierarchy(jnp.tanh)
+
+    def evaluate(likelihood):
+        return jax.eval_shape(
+            lambda: gdregs.bound(
+                posterior, posterior, likelihood, key=KEY, num_samples=K, chunk_size=4
+            )
+        )
+
+    with pytest.raises(ValueError, match="The likelihood draws random numbers"):
+        evaluate(with_keys_and_other_noise)
+    assert evaluate(in_a_loop).shape == (DATAPOINTS,)
+
+
 def masks(keys):
     """Dropout with a mask for each sample that its datapoints share."""
     return jax.vmap(lambda key: jax.random.bernoulli(key, 0.5, (DATAPOINTS,)))(keys)

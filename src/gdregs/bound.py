@@ -100,8 +100,9 @@ def bound(
         prior: p(z), a pytree like the posterior, with `log_prob(z)`, and a rule of
             `gdregs.reexpress` where `prior_estimator` is not `naive`.
         likelihood: A function z -> log p(x|z), `[K, *batch]`; it may close over anything. With
-            noise of its own it is a function of z and `keys`, one random key for each sample in z:
-            `[K]`, or `[K, *batch]` if it maps over those.
+            noise of its own it is a function of z and `keys` (without a default), one random key
+            for each sample in z: `[K]`, or `[K, *batch]` if it maps over those. What it draws for
+            sample k may depend on `keys[k]` alone.
         key: A JAX random key. Sample k is drawn with `fold_in(key, k)`.
         num_samples: K, the number of importance samples.
         objective: `ELBO()`, `IWAE()`, `VRIWAE(alpha)`, `JVI()`, or an `Objective` of your own.
@@ -259,8 +260,8 @@ def _refuse_new_noise(model: Model, num_kept: int, *, is_linear: bool) -> None:
     if len(sizes) > 1 and not is_linear:  # an ELBO is right on average over the noise
         if not takes_keys(model.prior):
             refuse_new_noise("prior", model.prior.log_prob, z, sizes)
-        if not model.num_key_axes:
-            refuse_new_noise("likelihood", model.likelihood, z, sizes)
+        keys = (lambda size: model.noise(0, size).likelihood) if model.num_key_axes else None
+        refuse_new_noise("likelihood", model.likelihood, z, sizes, keys)
 
 
 def _check_indirect_scores(posterior: Any, prior: Any) -> None:

@@ -21,7 +21,9 @@ class Objective(eqx.Module):
     r"""A Monte Carlo objective $F(\ell)$. Subclass it with only `__call__` to make your own.
 
     $v$ and the diagonal of the Hessian then come from automatic differentiation, at the price of
-    K gradients of F. `ELBO`, `IWAE`, `VRIWAE` and `JVI` have closed forms instead.
+    K gradients of F. `ELBO`, `IWAE`, `VRIWAE` and `JVI` have closed forms instead. F must be twice
+    differentiable: of a kink (a maximum, a sort, a clip) the second derivative is not seen, and only
+    the estimators `naive` are right.
 
     Example:
         >>> import gdregs, jax.numpy as jnp

@@ -22,7 +22,7 @@ _NOISE = {"likelihood": 2**32 - 1, "posterior": 2**32 - 2, "prior": 2**32 - 3}
 def typed_key(key: Any) -> PRNGKeyArray:
     """A key as `jax.random.key` makes it; an error if it is none."""
     dtype = getattr(key, "dtype", None)
-    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and jnp.ndim(key) == 0:
         return key
     if dtype == jnp.uint32 and jnp.ndim(key) == 1:  # of `jax.random.PRNGKey`
         return jax.random.wrap_key_data(jnp.asarray(key))

@@ -10,7 +10,7 @@ the weights outside depend on $\eta$.
 
 import contextlib
 import contextvars
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -76,22 +76,29 @@ def refuse_inside(*, is_naive: bool) -> None:
 
 
 def refuse_new_noise(
-    part: str, density: Callable[[PyTree], Any], z: PyTree, sizes: set[int]
+    part: str,
+    density: Callable[..., Any],
+    z: PyTree,
+    sizes: set[int],
+    keys: Callable[[int], Any] | None = None,
 ) -> None:
     """An error if a log-density draws other random numbers for other numbers of samples.
 
     Args:
         part: What it is the density of.
-        density: z -> `[K, *batch]`.
+        density: z -> `[K, *batch]`, or a function of z and the keys of the samples in it.
         z: The shapes of the samples, leaves `[K, ...]`.
         sizes: How many samples are evaluated at a time.
+        keys: Of so many samples, where the density takes them. What is drawn from them may differ.
     """
 
     def drawn(size: int) -> list[tuple[int, ...]]:
         few = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), z
         )
-        return list(_drawn(jax.make_jaxpr(lambda z: density(z))(few).jaxpr))
+        given = [] if keys is None else [jax.eval_shape(lambda: keys(size))]
+        jaxpr = jax.make_jaxpr(lambda *arguments: density(*arguments))(few, *given).jaxpr
+        return list(_drawn(jaxpr, jaxpr.invars[len(jaxpr.invars) - len(given) :]))
 
     shapes = [drawn(size) for size in sorted(sizes)]
     if any(found != shapes[0] for found in shapes):
@@ -103,10 +110,19 @@ def refuse_new_noise(
         )
 
 
-def _drawn(jaxpr: Any, rounds: tuple[int, ...] = ()) -> Iterator[tuple[int, ...]]:
-    """The shapes of all random numbers in a program, behind the lengths of the loops around."""
+def _drawn(
+    jaxpr: Any, keys: Sequence[Any], rounds: tuple[int, ...] = ()
+) -> Iterator[tuple[int, ...]]:
+    """The shapes of all random numbers in a program, behind the lengths of the loops around.
+
+    Those that may depend on `keys`, some inputs of the program, are left out.
+    """
+    reached = set(map(id, keys))
     for equation in jaxpr.eqns:
-        if equation.primitive.name in DRAWING:
+        is_reached = [id(one) in reached for one in equation.invars]
+        if any(is_reached):
+            reached.update(map(id, equation.outvars))
+        elif equation.primitive.name in DRAWING:
             yield (*rounds, *equation.outvars[0].aval.shape)
         inside = rounds
         if equation.primitive.name == "scan":
@@ -115,5 +131,9 @@ def _drawn(jaxpr: Any, rounds: tuple[int, ...] = ()) -> Iterator[tuple[int, ...]
             list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")
         ):
             inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                yield from _drawn(inner, inside)
+            if not hasattr(inner, "eqns"):
+                continue
+            passed = inner.invars if any(is_reached) else []
+            if len(inner.invars) == len(is_reached):
+                passed = [v for v, one in zip(inner.invars, is_reached, strict=True) if one]
+            yield from _drawn(inner, passed, inside)
