@@ -22,8 +22,8 @@ class Objective(eqx.Module):
 
     $v$ and the diagonal of the Hessian then come from automatic differentiation, at the price of
     K gradients of F. `ELBO`, `IWAE`, `VRIWAE` and `JVI` have closed forms instead. F must be twice
-    differentiable: of a kink (a maximum, a sort, a clip) the second derivative is not seen, and only
-    the estimators `naive` are right.
+    differentiable: of a kink (a maximum, a sort, a clip) the second derivative is not seen, and
+    only the estimators `naive` are right.
 
     Example:
         >>> import gdregs, jax.numpy as jnp
