@@ -76,24 +76,9 @@ def devices_along(axis: str) -> int:
     return 1 if mesh is None else mesh.shape[axis]
 
 
-def spread_samples(tree: T) -> T:
-    """The compiler is told that the leading axis is one of importance samples."""
-    return _spread(tree, SAMPLES)
-
-
-def spread_datapoints(tree: T) -> T:
-    """The compiler is told that the leading axis is one of datapoints."""
-    return _spread(tree, DATA)
-
-
-def spread_both(tree: T) -> T:
-    """The compiler is told that the axes begin with importance samples and datapoints."""
-    return _spread(tree, SAMPLES, DATA)
-
-
 def gather_samples(tree: T) -> T:
     """The compiler is told to leave all importance samples, the leading axis, on every device."""
-    return _spread(tree, None) if devices_along(SAMPLES) > 1 else tree
+    return spread(tree, None) if devices_along(SAMPLES) > 1 else tree
 
 
 def gather(tree: T) -> T:
@@ -104,8 +89,11 @@ def gather(tree: T) -> T:
     return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
 
 
-def _spread(tree: T, *axes: str | None) -> T:
-    """None is an axis that each device has whole; what does not divide is left to the compiler."""
+def spread(tree: T, *axes: str | None) -> T:
+    """The compiler is told what the first axes are: datapoints, importance samples.
+
+    None is an axis that each device has whole. What does not divide is left to the compiler.
+    """
     mesh = _MESH.get()
     if mesh is None:
         return tree
@@ -168,6 +156,6 @@ def value_and_grad(
                     f" {mesh.shape[DATA]} devices along data."
                 )
         with over(mesh):
-            return gather(differentiated(parameters, spread_datapoints(batch), *rest))
+            return gather(differentiated(parameters, spread(batch, DATA), *rest))
 
     return jax.jit(divided)

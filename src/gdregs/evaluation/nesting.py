@@ -10,6 +10,7 @@ the weights outside depend on $\eta$.
 
 import contextlib
 import contextvars
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -96,7 +97,7 @@ def refuse_new_noise(
         few = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), z
         )
-        given = [] if keys is None else [jax.eval_shape(lambda: keys(size))]
+        given = [] if keys is None else [jax.eval_shape(functools.partial(keys, size))]
         jaxpr = jax.make_jaxpr(lambda *arguments: density(*arguments))(few, *given).jaxpr
         return list(_drawn(jaxpr, jaxpr.invars[len(jaxpr.invars) - len(given) :]))
 

@@ -14,7 +14,7 @@ from gdregs.evaluation.fork import fork
 from gdregs.evaluation.gates import gated, gated_density, log_density, log_density_without_indirect
 from gdregs.evaluation.keys import Start, key_of_resampling
 from gdregs.evaluation.look import Look
-from gdregs.evaluation.meshes import spread_samples
+from gdregs.evaluation.meshes import SAMPLES, spread
 from gdregs.evaluation.resampling import resample, take_rows
 from gdregs.evaluation.weights import Model, Noise
 from gdregs.reexpression.paths import align
@@ -77,7 +77,7 @@ def choose(model: Model, look: Look, num_kept: int) -> tuple[Weighed, Float[Arra
     r"""M of K samples by resampling on |v|, with $v \leftarrow v/\pi$, and the share they weigh."""
     scores = jnp.abs(look.v)
     index, probabilities = resample(key_of_resampling(model.key), scores, num_kept)
-    index = spread_samples(index)
+    index = spread(index, SAMPLES)
     is_full = probabilities > 0
     v, r, kept = (take_rows(rows, index) for rows in (look.v, look.r, scores))
     v = jnp.where(is_full, v / jnp.where(is_full, probabilities, 1), 0)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree
 
 from gdregs.evaluation.keys import Start, keys_of_noise, keys_of_samples, typed_key
-from gdregs.evaluation.meshes import SAMPLES, devices_along, spread_both, spread_samples
+from gdregs.evaluation.meshes import DATA, SAMPLES, devices_along, spread
 from gdregs.reexpression.support import move_into_support
 from gdregs.shared.checks import (
     check_draw,
@@ -85,7 +85,7 @@ class Model(NamedTuple):
 
     def sample_keys(self, start: Start, size: int) -> Key[Array, " size"]:
         """The keys with which the samples from `start` on are drawn."""
-        return spread_samples(keys_of_samples(self.key, start, size))
+        return spread(keys_of_samples(self.key, start, size), SAMPLES)
 
     def draw(self, start: Start, size: int) -> PyTree:
         """The samples `start`, ..., `start + size - 1`, reparameterized."""
@@ -104,14 +104,12 @@ class Model(NamedTuple):
             return jax.tree.map(lambda leaf: leaf[0], found) if self.lead else found
 
         found = jax.vmap(one)(self.sample_keys(start, size))
-        return spread_both(found) if self.batch else found
+        return spread(found, SAMPLES, DATA) if self.batch else found
 
     def noise(self, start: Start, size: int) -> Noise:
         """What the parts are given beside the samples from `start` on."""
         of_samples = self.sample_keys(start, size)
-        likelihood = None
-        if self.num_key_axes:
-            likelihood = keys_of_noise(of_samples, "likelihood")
+        likelihood = keys_of_noise(of_samples, "likelihood") if self.num_key_axes else None
         if self.num_key_axes > 1:
             likelihood = jax.vmap(lambda key: keys_of_samples(key, 0, math.prod(self.batch)))(
                 likelihood

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from gdregs.bound import bound_with_diagnostics
 from gdregs.estimators import mixed_gdregs
-from gdregs.evaluation.meshes import SEEDS, gather, over, spread_datapoints
+from gdregs.evaluation.meshes import DATA, SEEDS, gather, over, spread
 from gdregs.mixing import LearnedMix, MixState
 from gdregs.vae.config import Config
 from gdregs.vae.networks.conv import ConvVAE
@@ -253,7 +253,7 @@ def make_steps(config: Config, task: Task) -> Steps:
     def step(images_of, state, inputs):
         batch, key = inputs
         binary_key, bound_key = jax.random.split(key)
-        images = task.observe(binary_key, spread_datapoints(images_of(batch)))
+        images = task.observe(binary_key, spread(images_of(batch), DATA))
         ((loss, diagnostics), gradients), mix = gradient(state, images, bound_key)
         updates, optimiser_state = optimiser.update(gradients, state.optimiser)
         model = eqx.apply_updates(state.model, updates)

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, UInt8
 
 from gdregs.diagnostics import gradient_moments
-from gdregs.evaluation.meshes import make_mesh, spread_datapoints
+from gdregs.evaluation.meshes import DATA, make_mesh, spread
 from gdregs.objectives import IWAE
 from gdregs.vae.config import Config
 from gdregs.vae.training.compiler import compiler_options
@@ -156,7 +156,7 @@ def _on_batch(function, task):
 
     def run(model, batch, number):
         binary_key, sample_key = jax.random.split(jax.random.fold_in(base, number))
-        x, context = task.split(task.observe(binary_key, spread_datapoints(batch)))
+        x, context = task.split(task.observe(binary_key, spread(batch, DATA)))
         return function(model, x, context, sample_key)
 
     return run
@@ -221,7 +221,7 @@ def gradient_quality(
     batch_key, draw_key = jax.random.split(key)
     draw_key = jax.random.fold_in(draw_key, first_draw)
     images = task.observe(batch_key, task.train[: config.batch_size])
-    images = spread_datapoints(images)
+    images = spread(images, DATA)
 
     def gradient(key: PRNGKeyArray) -> PyTree:
         gradients, _ = eqx.filter_grad(loss_and_diagnostics, has_aux=True)(
