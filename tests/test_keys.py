@@ -123,41 +123,45 @@ def test_chosen_samples_are_those_of_the_whole():
     np.testing.assert_allclose(others, whole, rtol=1e-4)
 
 
-PARTICLES = {
-    "Normal": lambda q: dist.Normal(q, 1.0),
-    "Gamma": lambda q: dist.Gamma(1.5 + q**2, 1.0),
-    "Beta": lambda q: dist.Beta(1.5 + q**2, 2.0),
-    "StudentT": lambda q: dist.StudentT(5.0, q, 1.0),
-    "Dirichlet": lambda q: dist.Dirichlet(0.7 + q**2 * jnp.ones((DATAPOINTS, 3))),
-}
-
-
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n == "Gamma" else pytest.mark.slow) for n in PARTICLES]
+    ("name", "chunk_size"),
+    [
+        pytest.param(name, (4, 5, 1)[n % 3], marks=() if name == "Gamma" else pytest.mark.slow)
+        for n, name in enumerate(FAMILIES)
+    ],
 )
-def test_weights_of_particles_add_up_whatever_the_blocks(name):
-    def model():
+def test_weights_of_particles_add_up_whatever_the_blocks(name, chunk_size):
+    family = of_family(name)
+
+    def program(is_model):
         with numpyro.plate("data", DATAPOINTS):
-            z = numpyro.sample("z", PARTICLES[name](0.3))
-            event = tuple(range(1, jnp.ndim(z)))
-            numpyro.factor("x", numpyro.param("constant") - jnp.sum((z - 0.7) ** 2, event))
+            z = numpyro.sample("z", family)
+            if is_model:
+                event = tuple(range(1, jnp.ndim(z)))
+                factor = jnp.sum(jnp.log1p(jnp.square(z)), event)
+                numpyro.factor("x", numpyro.param("constant") - factor)
+
+    def model():
+        program(is_model=True)
 
     def guide():
-        with numpyro.plate("data", DATAPOINTS):
-            numpyro.sample("z", PARTICLES[name](numpyro.param("q")))
+        program(is_model=False)
 
     @jax.jit
     def run(params):
         def loss(params, size):
-            return Bound(K, chunk_size=size).loss(KEY, params, model, guide)
+            bound = Bound(K, gdregs.IWAE(), "rws", "naive", chunk_size=size)
+            return bound.loss(KEY, params, model, guide)
 
-        return [jax.value_and_grad(loss)(params, size) for size in (None, 4, 5)]
+        return [jax.value_and_grad(loss)(params, size) for size in (None, chunk_size)]
 
-    with jax.numpy_rank_promotion("allow"):
-        (value, _), *blocks = run({"constant": 0.1, "q": 0.2})
-    for value_of_blocks, gradient in blocks:
-        np.testing.assert_allclose(gradient["constant"], -DATAPOINTS, rtol=1e-5)
-        np.testing.assert_allclose(value_of_blocks, value, rtol=1e-5)
+    try:
+        with jax.numpy_rank_promotion("allow"):
+            (value, _), (value_of_blocks, gradient) = run({"constant": 0.1})
+    except ImportError as error:
+        pytest.skip(f"numpyro cannot draw from it: {error}")
+    np.testing.assert_allclose(gradient["constant"], -DATAPOINTS, rtol=1e-5)
+    np.testing.assert_allclose(value_of_blocks, value, rtol=1e-5, atol=1e-5)
 
 
 def test_all_keys_of_a_call_are_distinct():

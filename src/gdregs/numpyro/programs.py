@@ -58,7 +58,8 @@ class Layout(NamedTuple):
         total = jnp.zeros(())
         for site in sites:
             # Known of a value that was drawn just now: a flow is not inverted.
-            known = [site["intermediates"]] if site.get("intermediates") else []
+            is_folded = isinstance(unwrapped(site["fn"]), dist.FoldedDistribution)  # takes none
+            known = [site["intermediates"]] if site.get("intermediates") and not is_folded else []
             try:
                 log_prob = site["fn"].log_prob(site["value"], *known)
             except NotImplementedError as error:

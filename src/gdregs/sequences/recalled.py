@@ -37,12 +37,9 @@ class Recalled(eqx.Module):
 
 
 class RecalledSamples(eqx.Module):
-    """A chain with the memory of several samples; it is of use at these alone."""
+    """Recalled samples, whose memories are stacked."""
 
-    chain: Any
-    memory: Memory
-    constant: list[Array]
-    layout: Layout = eqx.field(static=True)
+    stacked: Recalled
 
     def log_prob(self, z: Any, parent_values: Any = None) -> Float[Array, "K *shape"]:
         """As of the chain."""
@@ -53,10 +50,10 @@ class RecalledSamples(eqx.Module):
         """`function(recalled, *values)` of each sample, with a leading axis of length 1."""
 
         def one(memory, *values):
-            recalled = Recalled(self.chain, memory, self.constant, self.layout)
+            recalled = dataclasses.replace(self.stacked, memory=memory)
             return function(recalled, *(value[None] for value in values))[0]
 
-        return jax.vmap(one)(self.memory, *values)
+        return jax.vmap(one)(self.stacked.memory, *values)
 
 
 def recall_all(draw: Any, keys: Key[Array, " K"]) -> tuple[Array, Array, Any] | None:
@@ -81,7 +78,7 @@ def recall_all(draw: Any, keys: Key[Array, " K"]) -> tuple[Array, Array, Any] | 
     (z, log_posterior, memory), constant = jax.vmap(one, out_axes=(0, None))(keys)
 
     def recalled(chain: Any) -> RecalledSamples:
-        return RecalledSamples(chain, memory, constant, layouts[-1])
+        return RecalledSamples(Recalled(chain, memory, constant, layouts[-1]))
 
     return z, log_posterior, recalled
 
