@@ -17,6 +17,7 @@ from gdregs.hierarchy import Hierarchy
 from gdregs.mixing import LearnedMix, MixState
 from gdregs.objectives import ELBO, IWAE, JVI, VRIWAE, Objective
 from gdregs.reexpression import families as families  # registers the rules of `reexpress`
+from gdregs.reexpression.factors import with_factor
 from gdregs.reexpression.paths import with_path
 from gdregs.reexpression.reexpress import reexpress
 from gdregs.shared.tables import (
@@ -67,5 +68,6 @@ __all__ = [
     "numpyro",
     "reexpress",
     "value_and_grad",
+    "with_factor",
     "with_path",
 ]

@@ -26,6 +26,7 @@ from gdregs.evaluation.nesting import refuse_inside, refuse_new_noise, watched
 from gdregs.evaluation.pull import Estimators, choose, pull, pull_all
 from gdregs.evaluation.weights import Model, read_model, takes_keys
 from gdregs.objectives import ELBO, IWAE, Objective
+from gdregs.reexpression.factors import has_factors, without_factors
 from gdregs.reexpression.paths import with_path
 from gdregs.reexpression.reexpress import NoReexpressionError, reexpress
 from gdregs.reexpression.reparameterized import has_moving_support, is_reparameterized
@@ -230,10 +231,17 @@ def evaluate(
         likelihood = watched(likelihood, is_linear=is_linear, sees_same_noise=is_whole)
     model = read_model(posterior, prior, likelihood, key, num_samples, settings.chunk_size)
     own_path = _check_paths(model, posterior_row, prior_row)
+    given = model.with_noise(model.noise(0, model.num_samples))
+    is_factored = any(has_factors(part, model.shapes) for part in (given.posterior, given.prior))
+    if is_factored and own_path and any(path.varies for path in posterior_row.paths):
+        raise TypeError(
+            "The posterior has a factor on its density (a mask, a scale) and no re-expression rule,"
+            " so that it has no path to weigh. Use posterior_estimator='naive'."
+        )
     keeps_indirect = settings.indirect_scores == "keep"
     if not keeps_indirect:
         _check_indirect_scores(posterior, prior)
-    estimators = Estimators(posterior_row, prior_row, own_path, keeps_indirect)
+    estimators = Estimators(posterior_row, prior_row, own_path, keeps_indirect, is_factored)
     num_kept = model.num_samples
     if settings.num_gradient_samples is not None:
         kept_at_most = positive_integer("num_gradient_samples", settings.num_gradient_samples)
@@ -243,7 +251,7 @@ def evaluate(
     _refuse_new_noise(model, num_kept, is_linear=isinstance(objective, ELBO))
 
     is_whole = num_kept == model.num_samples
-    seen = look(model, objective, remembers=is_whole and not own_path)
+    seen = look(model, objective, remembers=is_whole and not (own_path or is_factored))
     if is_whole:
         surrogate, kept = pull_all(model, seen, estimators), jnp.ones(model.batch, model.dtype)
     else:

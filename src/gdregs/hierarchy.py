@@ -1,6 +1,6 @@
 """Joint distributions over a directed acyclic graph of latents."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -8,8 +8,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree
 
-from gdregs.evaluation.gates import gate, gate_by_latent, log_density_without_indirect
+from gdregs.evaluation.gates import (
+    gate,
+    gate_by_latent,
+    gated,
+    log_density_without_indirect,
+)
 from gdregs.evaluation.keys import keys_of_noise
+from gdregs.reexpression.factors import (
+    has_factor,
+    has_factors,
+    own_path,
+    path_with_factors,
+    strip,
+)
+from gdregs.reexpression.paths import with_path
 from gdregs.reexpression.reexpress import reexpress
 from gdregs.reexpression.reparameterized import is_reparameterized
 from gdregs.reexpression.support import move_into_support
@@ -226,3 +239,54 @@ def _(parameters: Hierarchy, strengths: Mapping[str, Any]) -> Hierarchy:
     """The parameters of each conditional belong to its latent."""
     gated = {name: gate(part, strengths[name]) for name, part in parameters.conditionals.items()}
     return eqx.tree_at(lambda part: part.conditionals, parameters, gated)
+
+
+class _Stripped(eqx.Module):
+    """A conditional that returns its distribution without the factors of these kinds."""
+
+    conditional: Any
+    kinds: tuple[type, ...] = eqx.field(static=True)
+
+    def __call__(self, *arguments: Any) -> Any:
+        return strip(self.conditional(*arguments), self.kinds)
+
+    @property
+    def __wrapped__(self) -> Any:
+        """Says how many arguments it takes."""
+        return self.conditional
+
+
+@strip.register(Hierarchy)
+def _(part: Hierarchy, kinds: tuple[type, ...]) -> Hierarchy:
+    """Every conditional without them."""
+    stripped = {
+        name: strip(one, kinds) if is_distribution(one) else _Stripped(one, kinds)
+        for name, one in part.conditionals.items()
+    }
+    return eqx.tree_at(lambda part: part.conditionals, part, stripped)
+
+
+@has_factors.register(Hierarchy)
+def _(part: Hierarchy, z: PyTree) -> bool:
+    """Whether any latent's density has one."""
+    part.check_names(z)
+    found = []
+
+    def look(z):
+        for name, parents in part.parents:
+            found.append(has_factor(part.conditional(name, parents, z)))
+
+    jax.eval_shape(look, z)
+    return any(found)
+
+
+@path_with_factors.register(Hierarchy)
+def _(part: Hierarchy, z: PyTree, seen: Callable[[Any], Any]) -> dict[str, Array]:
+    """Each latent's own derivative has its factor; what it passes on to its children has none."""
+    stopped = gated(seen(part), 0)
+    path: dict[str, Array] = {}
+    for name, parents in part.parents:
+        own = own_path(part.conditional(name, parents, z), z[name])
+        by_parents = reexpress(stopped.conditional(name, parents, path), z[name])
+        path[name] = with_path(z[name], own + by_parents)
+    return path

@@ -24,6 +24,7 @@ from gdregs.evaluation.gates import gate, gate_by_latent, log_density_without_in
 from gdregs.reexpression.reexpress import reexpress
 from gdregs.reexpression.reparameterized import is_reparameterized
 from gdregs.reexpression.support import move_into_support
+from gdregs.sequences.walk import checked
 from gdregs.shared.graphs import check_names
 
 
@@ -150,7 +151,7 @@ class TopDown(eqx.Module):
         """Each latent's name, distribution, and the value that `visit` gives it, top first."""
         state = self.state
         for name in self.names:
-            conditional = self.conditionals[name](state)
+            conditional = checked(self.conditionals[name](state))
             z = visit(name, conditional)
             yield name, conditional, z
             if name == self.names[0]:

@@ -4,7 +4,7 @@ $$S = \sum_k v_k \left[ \log p(x|z_k^{lik}) + \log p^\circ(z_k^{rest}) - \log q^
 \right]$$
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from gdregs.evaluation.look import Look
 from gdregs.evaluation.meshes import SAMPLES, spread
 from gdregs.evaluation.resampling import resample, take_rows
 from gdregs.evaluation.weights import Model, Noise
+from gdregs.reexpression.factors import path_with_factors, without_factors, without_scales
 from gdregs.reexpression.paths import align
 from gdregs.reexpression.reexpress import reexpress
 from gdregs.reexpression.support import move_into_support
@@ -31,12 +32,14 @@ class Estimators(NamedTuple):
         prior: The prior's row.
         samples_own_path: The posterior has no re-expression rule and uses its own sampler.
         keeps_indirect_scores: Whether densities pass a gradient to the parents of each latent.
+        has_factors: Whether a density enters the log-weight with a factor (a mask, a scale).
     """
 
     posterior: PosteriorEstimator | PosteriorMix
     prior: PriorEstimator
     samples_own_path: bool
     keeps_indirect_scores: bool
+    has_factors: bool = False
 
 
 class Weighed(NamedTuple):
@@ -126,17 +129,15 @@ def pull(
 
     Given the `span` of the samples, the posterior's path is its own sampler.
     """
+    if estimators.has_factors:
+        return _pull_with_factors(model, estimators, weighed, span)
     z, noise, v, r = weighed
     drawing, model = model, model.with_noise(noise)
     alive = v != 0
     posterior_row, prior_row = estimators.posterior, estimators.prior
     to_posterior, to_prior = [], ()
     for path in posterior_row.paths:
-        posterior = gated(model.posterior, path.strength)
-        if span is None:
-            z_q = reexpress(posterior, z)
-        else:
-            z_q = drawing._replace(posterior=posterior).draw(*span)
+        z_q = _sampling_path(drawing, model.posterior, path.strength, z, span)
         to_posterior.append((z_q, path.share(r)))
     if prior_row.has_path:
         to_prior = (reexpress(gated(model.prior, prior_row.path), z),)
@@ -148,4 +149,54 @@ def pull(
     terms = (
         model.log_likelihood(z_lik, noise.likelihood) + log_prior(z_rest) - log_posterior(z_rest)
     )
+    return jnp.sum(jnp.where(alive, v * jnp.where(alive, terms, 0), 0), axis=0)
+
+
+def _sampling_path(
+    drawing: Model, posterior: Any, strength: Any, z: PyTree, span: tuple[Start, int] | None
+) -> PyTree:
+    """The samples as the posterior draws them."""
+    posterior = gated(posterior, strength)
+    if span is None:
+        return reexpress(posterior, z)
+    return drawing._replace(posterior=posterior).draw(*span)
+
+
+def _pull_with_factors(
+    model: Model, estimators: Estimators, weighed: Weighed, span: tuple[Start, int] | None
+) -> Float[Array, "*batch"]:
+    r"""The surrogate where densities have factors: $\ell = \log p(x|z) + a \log p - b \log q$.
+
+    With the score of q or p, and $g = b v$ or $g = a v$, (13) gives, for the posterior's
+    parameters, $(v - b (v - c)) \nabla_z \ell \cdot \nabla_\phi T_q$ and, for the prior's,
+    $a [v \nabla_z \log (q/p) + (v - c) \nabla_z \ell] \cdot \nabla_\theta T_p$. Each node has
+    factors of its own. A masked node of the prior is no part of p here.
+    """
+    z, noise, v, r = weighed
+    drawing, model = model, model.with_noise(noise)
+    alive = v != 0
+    sampled, auxiliary = without_factors(model.posterior), without_scales(model.prior)
+    posterior_row, prior_row = estimators.posterior, estimators.prior
+    paths, to_prior = [], ()
+    for path in posterior_row.paths:
+        z_q = _sampling_path(drawing, sampled, path.strength, z, span)
+        paths.append((z_q, path.share(jnp.ones_like(r))))
+        if path.varies:
+            posterior = gated(model.posterior, path.strength)
+            z_b = path_with_factors(posterior, z, without_factors)
+            paths.append((z_b, path.share(r) - path.share(jnp.ones_like(r))))
+    if prior_row.has_path:
+        prior = gated(model.prior, prior_row.path)
+        z_a = path_with_factors(prior, z, without_scales)
+        paths.append((z_a, 1 - r))
+        to_prior = ((z_a, jnp.ones_like(r)),)
+    z_l, z_score = fork(z, alive, *paths), fork(z, alive, *to_prior)
+    log_prob = log_density if estimators.keeps_indirect_scores else log_density_without_indirect
+    log_prior = gated_density(model.prior, prior_row.density, "prior", log_prob)
+    log_posterior = gated_density(model.posterior, posterior_row.density, "posterior", log_prob)
+    terms = model.log_likelihood(z_l, noise.likelihood) + log_prior(z_l) - log_posterior(z_l)
+    if prior_row.has_path:
+        log_sampled = gated_density(sampled, 0, "posterior", log_prob)
+        log_auxiliary = gated_density(auxiliary, 0, "prior", log_prob)
+        terms = terms + log_sampled(z_score) - log_auxiliary(z_score)
     return jnp.sum(jnp.where(alive, v * jnp.where(alive, terms, 0), 0), axis=0)

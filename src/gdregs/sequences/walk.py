@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from gdregs.reexpression.factors import has_factor
 from gdregs.reexpression.paths import align
 from gdregs.reexpression.reparameterized import depend
 from gdregs.reexpression.support import feasible
@@ -95,14 +96,14 @@ class Walk:
 
     def conditional(self, context: PyTree, step: Step) -> Any:
         """The distribution of a latent that has one before it, or a state."""
-        if step.memory is None:
-            return self.transition(context, step.input)
-        return self.transition(context, step.input, step.memory)
+        memory = () if step.memory is None else (step.memory,)
+        return checked(self.transition(context, step.input, *memory))
 
     def first(self, step: Step) -> Any:
         """The distribution of a latent that has none before it."""
         initial = self.initial
-        return initial if hasattr(initial, "log_prob") else initial(step.input)
+        first = initial if hasattr(initial, "log_prob") else initial(step.input)
+        return checked(first)
 
     def follow(self, context: PyTree, z: Array, step: Step) -> PyTree:
         """What the conditional after a step is given."""
@@ -189,6 +190,17 @@ class Walk:
         """Undo `to_steps`."""
         z = jnp.flip(z, 0) if self.reverse else z
         return jnp.moveaxis(z, 0, len(self.lead))
+
+
+def checked(conditional: Any) -> Any:
+    """The distribution of a step; an error if its density has a factor."""
+    if has_factor(conditional):
+        raise ValueError(
+            "A step of a gdregs.Chain or layer of a TopDown has a factor on its density (.mask or"
+            " gdregs.with_factor), which those cannot weigh. Use the argument mask of gdregs.Chain"
+            " for sequences of different lengths, or make the latent a node of a gdregs.Hierarchy."
+        )
+    return conditional
 
 
 def with_first(first: T, rest: Any) -> T:

@@ -51,6 +51,11 @@ class SamplingPath(NamedTuple):
         """The share $a(r)$ of the cotangent that takes this path, `[K, *batch]`."""
         return self.constant + self.slope * r
 
+    @property
+    def varies(self) -> bool:
+        """Whether the share depends on r."""
+        return not _is_zero(self.slope)
+
 
 class PosteriorMix(NamedTuple):
     r"""The mix $(1 - \beta) g^{\mathrm{naive}} + \beta g^{\mathrm{DReGs}}$.

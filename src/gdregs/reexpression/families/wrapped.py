@@ -13,7 +13,7 @@ from numpyro.util import not_jax_tracer
 from gdregs.reexpression.reexpress import NoReexpressionError, hold, reexpress, rule
 
 
-@rule(dist.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)
+@rule(dist.Independent, dist.ExpandedDistribution)
 def _wrapped(distribution: Any, z: Array) -> Array:
     """The base distribution's own path: these wrappers only change how densities add up."""
     return reexpress(distribution.base_dist, z)
