@@ -240,6 +240,25 @@ def test_noise_of_a_network_is_refused_in_a_program(options):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_the_pull_of_densities_with_factors_stays_out_of_the_program():
+    """Where the samples' weights are still computed inside."""
+    theta = torch.tensor(0.3, requires_grad=True)
+    factor = torch.tensor([0.5, 2.0, 0.0])
+
+    def loss():
+        posterior = gt.with_factor(dist.Normal(theta.expand(3), 0.8), 0.5)
+        prior = gt.with_factor(dist.Normal(theta.expand(3) ** 2, 1.0), factor)
+        return gt.bound(posterior, prior, lambda z: -(z**2), num_samples=4).sum()
+
+    found = []
+    for run in (loss, torch.compile(loss, backend="eager")):
+        torch.manual_seed(0)
+        value = run()
+        found.append((value.detach(), torch.autograd.grad(value, theta)[0]))
+    torch.testing.assert_close(found[0], found[1])
+
+
 @pytest.mark.parametrize("options", [{}, {"chunk_size": 4}, {"num_gradient_samples": 3}])
 def test_noise_of_a_compiled_network_is_that_of_its_samples(options):
     """Where it has to be recorded, PyTorch runs the network as it stands."""

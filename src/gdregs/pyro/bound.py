@@ -12,6 +12,7 @@ from pyro.infer import elbo
 from pyro.util import warn_if_nan
 from torch import Tensor
 
+from gdregs.pyro.factors import factors_of
 from gdregs.pyro.programs import Guide, Model, latents, moved, observed, without_observed
 from gdregs.pyro.reading import inverses, read_layout, read_sites
 from gdregs.shared.checks import check_objective, positive_integer
@@ -27,33 +28,14 @@ from gdregs.shared.tables import (
 from gdregs.torch import weights
 from gdregs.torch.auto import Auto
 from gdregs.torch.autograd import with_path
-from gdregs.torch.objectives import ELBO, IWAE, Coefficients, Objective
+from gdregs.torch.gates import POSTERIOR, PRIOR
+from gdregs.torch.objectives import ELBO, IWAE, Objective
 from gdregs.torch.pull import pull
 from gdregs.torch.reexpress import NoPriorPathError
-from gdregs.torch.support import move_into_support
+from gdregs.torch.support import move_into
 
 SECOND_RUN = 2.2
 """How long a step takes that runs model and guide more than once, in units of one that does not."""
-
-
-class ScaledLatents(Objective):
-    r"""An objective of weights whose latents' log-densities are multiplied by s.
-
-    The identities hold for $\log p(z)$ and $\log q(z)$ themselves, the log-weight has s times them:
-    $c_k = v_k - s \, \partial^2 F / \partial \ell_k^2$ accounts for that in every estimator.
-    """
-
-    def __init__(self, objective: Objective, scale: float):
-        self.objective, self.scale = objective, scale
-
-    def __call__(self, log_weights: Tensor) -> Tensor:
-        """The objective itself."""
-        return self.objective(log_weights)
-
-    def coefficients(self, log_weights: Tensor) -> Coefficients:
-        """Its v, and c with s times the second derivative."""
-        value, v, c = self.objective.coefficients(log_weights)
-        return Coefficients(value, v, v - self.scale * (v - c))
 
 
 class Bound(elbo.ELBO):
@@ -259,11 +241,9 @@ class Bound(elbo.ELBO):
         if z is None:
             same = log_weights.expand(self.num_particles, *log_weights.shape)
             return -self.objective(same).sum() * scale
-        objective = self.objective
-        if look.latent_scale is not None:
-            objective = ScaledLatents(objective, look.latent_scale)
         with torch.no_grad():
-            value, weighed = weights.weigh(objective, z, log_weights.detach())
+            value, weighed = weights.weigh(self.objective, z, log_weights.detach())
+            weighed = weighed._replace(has_factors=look.has_factors)
             if kept < self.num_particles:
                 weighed = weights.choose(weighed, kept)
         if is_live and bool((weighed.v != 0).all()):
@@ -287,7 +267,7 @@ class _Look:
         self.automatic = guide
         self.guide = Guide(without_observed(guide), arguments, particles, plates)
         self.model = Model(model, arguments, particles, plates)
-        self.latent_scale: float | None = None
+        self.has_factors = weights.HasFactors(False, False)
 
     def all(self, *, is_live: bool = False) -> tuple[Any, Tensor]:
         """The latents of all particles, None where there are none, and their log-weights.
@@ -314,23 +294,24 @@ class _Look:
         z = {name: value.detach() for name, value in self.model.gather(list(z)).items()}
         return z, self.model.gather(list(log_weights))
 
-    def _draw_live(self, fn: Any, name: str) -> Tensor:
+    def _draw_live(self, site: Any) -> Tensor:
         """A draw that follows its path."""
-        if self.guide.computes(fn):
-            return fn.rsample()
+        if self.guide.computes(site["fn"]):
+            return site["fn"].rsample()
         with torch.no_grad():
-            drawn = fn()
-        return moved(fn, drawn, name)
+            drawn = site["fn"]()
+        return moved(site, drawn, POSTERIOR)
 
     def _weigh(self, drawn: Any, size: int) -> Any:
         """Run the model at what the guide drew, moved into the model's supports."""
         values = {name: site["value"] for name, site in drawn.items()}
         flags: dict[str, Tensor] = {}
 
-        def at(fn, name):
+        def at(site):
+            fn, name = site["fn"], site["name"]
             if name not in values or fn.support.is_discrete:
                 return values.get(name)
-            values[name], inside = move_into_support(fn, values[name])
+            values[name], inside = move_into(fn, factors_of(site), values[name])
             if inside is not None:
                 flags[name] = inside
             return values[name]
@@ -340,10 +321,14 @@ class _Look:
     def _read(self, sites: Any, drawn: Any) -> None:
         """What the first run says of all others."""
         read_sites(sites, drawn, self.is_naive)
-        layout, self.latent_scale = read_layout(
-            sites, drawn, self.model.particles, self.bound._is_linear, self.is_naive
-        )
+        layout = read_layout(sites, drawn, self.model.particles, self.bound._is_linear)
         self.guide.layout = self.model.layout = layout
+        self.has_factors = weights.HasFactors(
+            *(
+                any(factors_of(site, layout.scale) is not None for site in latents(one).values())
+                for one in (drawn, sites)
+            )
+        )
         is_vectorized = self.model.particles is not None
         self.model.inverses = inverses(self.automatic, sites, drawn, is_vectorized)
 
@@ -360,8 +345,10 @@ class _Look:
 
     def _log_weights(self, values, flags, sites, drawn, size) -> tuple[Any, Tensor]:
         layout = self.model.layout
-        log_weights = layout.add_up(sites, size, values)
-        log_weights = log_weights - layout.add_up(latents(drawn), size, values)
+        log_weights = layout.add_up(observed(sites), size, values)
+        for sign, one, gates in ((1, sites, PRIOR), (-1, drawn, POSTERIOR)):
+            log_prob, _ = layout.add_up_latents(latents(one), size, values, gates)
+            log_weights = log_weights + sign * log_prob
         for inside in flags.values():
             outside = torch.where(inside, 0.0, -math.inf).to(log_weights.dtype)
             log_weights = log_weights + layout.reduce(outside)

@@ -9,99 +9,30 @@ after another.
 import contextlib
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from gdregs.torch.autograd import Switch, link, with_path
+from gdregs.pyro.factors import Site, factors_of
+from gdregs.pyro.layout import Sites, Values
+from gdregs.torch.autograd import Strength, Switch, gate, link, with_path
+from gdregs.torch.gates import POSTERIOR, PRIOR, Gates, Node
 from gdregs.torch.hierarchy import Walked, walk
 from gdregs.torch.random_state import generators, states
-from gdregs.torch.reexpress import NoReexpressionError, reexpress
+from gdregs.torch.reexpress import NoReexpressionError
 
-Values = dict[str, Tensor]
-At = Callable[[Any, str], Tensor | None]
-Sites = dict[str, dict[str, Any]]
+At = Callable[[Site], Tensor | None]
+"""From a site that is drawn, as Pyro's handlers have left it, to its value."""
+
 
 PARTICLES = "num_particles_vectorized"
 """The name that Pyro gives to the plate of all particles."""
-
-
-class Layout(NamedTuple):
-    """Where the axes of a value are.
-
-    Attributes:
-        dims: The negative dimensions of the plates that enclose every site, in order.
-        scale: The factor by which these plates stand for data that were not subsampled.
-        event_dims: The number of event axes of each latent.
-        particles: The negative dimension of the plate of particles; None runs them one by one.
-    """
-
-    dims: tuple[int, ...]
-    scale: float
-    event_dims: dict[str, int]
-    particles: int | None
-
-    @property
-    def kept(self) -> tuple[int, ...]:
-        """The dimensions that a log-density keeps."""
-        return self.dims if self.particles is None else (self.particles, *self.dims)
-
-    def to_front(self, values: Values) -> Values:
-        """Move the kept axes of the values of a run to their fronts."""
-        return {name: self._move(name, value, forth=True) for name, value in values.items()}
-
-    def to_place(self, values: Values) -> Values:
-        """Undo `to_front`."""
-        return {name: self._move(name, value, forth=False) for name, value in values.items()}
-
-    def _move(self, name: str, value: Tensor, *, forth: bool) -> Tensor:
-        places = [value.ndim - self.event_dims[name] + dim for dim in self.kept]
-        front = list(range(len(places)))
-        return value.movedim(*((places, front) if forth else (front, places)))
-
-    def add_up(self, sites: Sites, size: int, values: Values) -> Tensor:
-        """The log-densities of sites of a run, summed over all but the kept axes.
-
-        Args:
-            sites: The sites.
-            size: How many particles the run is of.
-            values: Latents in their places, which tell the sizes of the plates.
-        """
-        total = torch.zeros(())
-        for name, value in list(values.items())[:1]:
-            rank = value.ndim - self.event_dims[name]
-            lead = [value.shape[rank + dim] for dim in self.dims]
-            lead = lead if self.particles is None else [size, *lead]
-            total = torch.zeros(lead, dtype=value.dtype, device=value.device)
-        for site in sites.values():
-            total = total + self.reduce(self._log_prob(site))
-        return total
-
-    def _log_prob(self, site: dict[str, Any]) -> Tensor:
-        try:
-            log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-        except (NotImplementedError, KeyError) as error:
-            raise ValueError(
-                f"Site {site['name']!r}: the density of its {type(site['fn']).__name__} is known"
-                f" only along its own sampler ({error!r}). A bound evaluates it at given values;"
-                f" use a guide with an inverse, or pyro's Trace_ELBO."
-            ) from None
-        return scale_and_mask(log_prob, site["scale"] / self.scale, site["mask"])
-
-    def reduce(self, log_prob: Any) -> Tensor:
-        """Sum over all batch axes but those that are kept."""
-        log_prob = torch.as_tensor(log_prob)
-        rank = max((-dim for dim in self.kept), default=0)
-        log_prob = log_prob.reshape((1,) * (rank - log_prob.ndim) + tuple(log_prob.shape))
-        others = [axis for axis in range(log_prob.ndim) if axis - log_prob.ndim not in self.kept]
-        return log_prob.sum(others) if others else log_prob
 
 
 class Program:
@@ -110,6 +41,8 @@ class Program:
     A network's own randomness (dropout) is the same in all of them: the numbers that latents and
     plates are drawn from are kept apart from it.
     """
+
+    gates: Gates  # how factors on its latents' densities are taken
 
     def __init__(self, function: Callable, arguments: Any, particles: int | None, plates: Values):
         self.function = function
@@ -160,6 +93,10 @@ class Program:
         for k in range(size):
             yield self.layout.to_place({name: value[k] for name, value in z.items()}), 1
 
+    def of_run(self, numbers: Tensor, number: int) -> Tensor:
+        """Of numbers `[K, *batch]` those of a run."""
+        return numbers if self.particles is not None else numbers[number]
+
     def gather(self, blocks: list[Any]) -> Any:
         """What single runs gave, on one axis of particles."""
         join = torch.stack if self.particles is None else torch.cat
@@ -167,17 +104,25 @@ class Program:
             return {name: join([one[name] for one in blocks]) for name in blocks[0]}
         return join(blocks)
 
-    def log_prob_of(self, choose: Callable[[Sites], Sites], z: Values) -> Tensor:
+    def log_prob(self, z: Values) -> Tensor:
+        """The log-density of the latents z, `[K, *batch]`."""
+
+        def add_up(sites: Sites, size: int, values: Values) -> Tensor:
+            return self.layout.add_up_latents(latents(sites), size, values, self.gates)[0]
+
+        return self._log_prob_of(z, add_up)
+
+    def _log_prob_of(self, z: Values, add_up: Callable[[Sites, int, Values], Tensor]) -> Tensor:
         """The log-density of some sites at the latents z, `[K, *batch]`."""
         terms = []
         for values, size in self.runs(z):
-            sites = self.run(size, lambda fn, name, values=values: self.given(fn, values, name))
-            terms.append(self.layout.add_up(choose(sites), size, values))
+            sites = self.run(size, lambda site, values=values: self.given(site, values))
+            terms.append(add_up(sites, size, values))
         return self.gather(terms)
 
-    def given(self, fn: Any, values: Values, name: str) -> Tensor | None:
+    def given(self, site: Site, values: Values) -> Tensor | None:
         """The value of a latent site; None leaves it to the program."""
-        return None if self.computes(fn) else values.get(name)
+        return None if self.computes(site["fn"]) else values.get(site["name"])
 
     def computes(self, fn: Any) -> bool:
         """Whether the value of a site is computed from others, and not drawn."""
@@ -193,27 +138,22 @@ class Program:
 class Guide(Program):
     """The posterior."""
 
+    gates = POSTERIOR
+
     def computes(self, fn: Any) -> bool:
         """What a guide computes from other sites (`Delta`) it computes anew."""
         return is_delta(fn)
-
-    def log_prob(self, z: Values) -> Tensor:
-        """The guide's log-density."""
-        return self.log_prob_of(latents, z)
 
 
 class Model(Program):
     """The prior, and with it the likelihood."""
 
+    gates = PRIOR
     inverses: dict[str, Callable]  # auxiliary sites of the guide as functions of latents
-
-    def log_prob(self, z: Values) -> Tensor:
-        """The log-density of the latents."""
-        return self.log_prob_of(latents, z)
 
     def likelihood(self, z: Values) -> Tensor:
         """The log-density of the observed sites given the latents."""
-        return self.log_prob_of(observed, z)
+        return self._log_prob_of(z, lambda sites, *run: self.layout.add_up(observed(sites), *run))
 
     def follow(self, path: Values, values: Values) -> Values:
         """Move what the guide drew the latents from so that they follow their path."""
@@ -229,13 +169,20 @@ class Model(Program):
 
 
 @walk.register(Program)
-def _(part: Program, leaves: Values, needs_path: bool, switch: Switch) -> Walked:
+def _(part: Program, leaves: Values, needs_path: bool, switch: Switch, gates: Gates) -> Walked:
     """Each site sees its parents as leaves and as points on their path at the same time."""
-    paths, terms = [], []
-    for values, size in part.runs(leaves):
+    paths, terms, plain = [], [], []
+    for number, (values, size) in enumerate(part.runs(leaves)):
         path: Values = {}
+        strengths: dict[str, Strength] = {}
 
-        def at(fn: Any, name: str, values: Values = values, path: Values = path) -> Tensor | None:
+        def at(
+            site: Site,
+            values: Values = values,
+            path: Values = path,
+            strengths: dict[str, Strength] = strengths,
+        ) -> Tensor | None:
+            fn, name = site["fn"], site["name"]
             if name not in values:
                 return None
             if part.computes(fn):
@@ -243,22 +190,37 @@ def _(part: Program, leaves: Values, needs_path: bool, switch: Switch) -> Walked
                 return path[name]
             if not needs_path:
                 return values[name]
-            path[name] = moved(fn, values[name], name)
+            path[name] = moved(site, values[name], gates)
+            if gates.own is not None:
+                strengths[name] = Strength(own=None)
+                above = {one: values[one] for one in path if one != name}
+                path[name] = gate(path[name], strengths[name], above, path, switch)
             return link(values[name], path[name], switch)
 
         sites = part.run(size, at)
-        terms.append(part.layout.add_up(latents(sites), size, values))
+        for name, strength in strengths.items():
+            r = None if gates.r is None else part.layout.place(part.of_run(gates.r, number))
+            factors = factors_of(sites[name], part.layout.scale)
+            strength.become(gates.strength(name, factors, values[name], r))
+        found = part.layout.add_up_latents(latents(sites), size, values, gates)
+        terms.append(found[0])
+        plain.append(found[1])
         if needs_path:
             paths.append(part.layout.to_front(part.follow(path, values)))
-    return Walked(part.gather(terms), part.gather(paths) if needs_path else None)
+    has_factors = any(one is not other for one, other in zip(terms, plain, strict=True))
+    return Walked(
+        part.gather(terms),
+        part.gather(paths) if needs_path else None,
+        part.gather(plain) if has_factors else None,
+    )
 
 
-def moved(fn: Any, value: Tensor, name: str) -> Tensor:
+def moved(site: Site, value: Tensor, gates: Gates) -> Tensor:
     """The path of a site; an error names it."""
     try:
-        return reexpress(fn, value)
+        return Node(site["fn"], factors_of(site), gates).path(value)
     except NoReexpressionError as error:
-        raise NoReexpressionError(f"site {name!r}: {error}") from None
+        raise NoReexpressionError(f"site {site['name']!r}: {error}") from None
 
 
 class Streams:
@@ -302,7 +264,7 @@ class Streams:
 
 
 class AtSites(Messenger):
-    """Give each site that is drawn its value: that of `at(fn, name)`, or a draw of its own."""
+    """Give each site that is drawn its value: that of `at(site)`, or a draw of its own."""
 
     def __init__(self, at: At | None, plates: Values, streams: Streams):
         super().__init__()
@@ -317,7 +279,7 @@ class AtSites(Messenger):
             if site_is_subsample(msg):
                 value = self.plates.get(name)
             elif self.at is not None:
-                value = self.at(fn, name)
+                value = self.at(msg)
             if value is None:
                 value = fn(*msg["args"], **msg["kwargs"])
         msg["value"], msg["done"] = value, True

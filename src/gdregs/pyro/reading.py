@@ -9,7 +9,8 @@ from pyro.infer import autoguide
 from torch import Tensor
 from torch.distributions import biject_to
 
-from gdregs.pyro.programs import Layout, Sites, is_delta, latents, observed
+from gdregs.pyro.layout import Layout, Sites
+from gdregs.pyro.programs import is_delta, latents, observed
 
 
 def read_sites(model_sites: Sites, guide_sites: Sites, is_naive: bool) -> None:
@@ -51,19 +52,14 @@ def read_layout(
     guide_sites: Sites,
     particles: int | None,
     is_linear: bool,
-    is_naive: bool,
-) -> tuple[Layout, float | None]:
-    """The plates that enclose every site of both, and the scale of all latents' densities.
+) -> Layout:
+    """The plates that enclose every site of both.
 
     Args:
         model_sites: Those of the model.
         guide_sites: Those of the guide.
         particles: The dimension of the plate of particles.
         is_linear: Whether the objective is linear in the log-weights.
-        is_naive: Whether both estimators are.
-
-    Returns:
-        The layout, and the factor at the densities of all latents; None if it is 1.
     """
     sites = [*guide_sites.values(), *model_sites.values()]
     stacks = [
@@ -81,34 +77,12 @@ def read_layout(
     scale = math.prod(_scale_of(frame) for frame in enclosing)
     dims = tuple(sorted(frame.dim for frame in enclosing))
     event_dims = {site["name"]: site["fn"].event_dim for site in sites}
-    layout = Layout(dims, scale, event_dims, particles)
-    return layout, _latent_scale(model_sites, guide_sites, scale, is_linear, is_naive)
+    return Layout(dims, scale, event_dims, particles)
 
 
 def _scale_of(frame: Any) -> float:
     """How many elements of the whole data one of a subsample stands for."""
     return 1.0 if frame.full_size is None else frame.full_size / frame.size
-
-
-def _latent_scale(model_sites, guide_sites, whole, is_linear, is_naive) -> float | None:
-    if is_linear:
-        return None
-    scales = [
-        (name, float(torch.as_tensor(site["scale"]).detach()))
-        for sites in (model_sites, guide_sites)
-        for name, site in latents(sites).items()
-    ]
-    first = scales[0][1] if scales else whole
-    if any(not math.isclose(scale, first, rel_tol=1e-6) for _, scale in scales):
-        if is_naive:
-            return None
-        raise ValueError(
-            f"The latents {sorted(dict(scales))} have different scales (poutine.scale, or plates"
-            f" that do not enclose every site), so that their densities do not make one importance"
-            f" weight. Use the same scale in model and guide, or objective=gdregs.torch.ELBO(), or"
-            f" the estimators 'naive'."
-        )
-    return None if math.isclose(first, whole, rel_tol=1e-6) else first / whole
 
 
 def inverses(

@@ -9,6 +9,7 @@ from gdregs.torch import families as families  # registers the rules of `reexpre
 from gdregs.torch.auto import Auto
 from gdregs.torch.bound import bound, log_marginal
 from gdregs.torch.diagnostics import UnbiasednessCheck, check_unbiased
+from gdregs.torch.factors import with_factor
 from gdregs.torch.hierarchy import Hierarchy
 from gdregs.torch.objectives import ELBO, IWAE, JVI, VRIWAE, Objective
 from gdregs.torch.reexpress import reexpress, with_path
@@ -26,5 +27,6 @@ __all__ = [
     "check_unbiased",
     "log_marginal",
     "reexpress",
+    "with_factor",
     "with_path",
 ]

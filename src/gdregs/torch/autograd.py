@@ -1,6 +1,7 @@
 """Values that carry the derivative of other values."""
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -46,6 +47,15 @@ class Switch:
 
     to_leaves = False
 
+    @contextlib.contextmanager
+    def ending_at_leaves(self) -> Iterator[None]:
+        """Meanwhile derivatives end at the leaves."""
+        before, self.to_leaves = self.to_leaves, True
+        try:
+            yield
+        finally:
+            self.to_leaves = before
+
 
 class _Link(torch.autograd.Function):
     @staticmethod
@@ -71,35 +81,71 @@ def link(leaf: Tensor, path: Tensor, switch: Switch) -> Tensor:
     return _Link.apply(leaf, path, switch)  # pyright: ignore[reportReturnType]
 
 
+class Strength:
+    """How the derivative of a path is multiplied; it may be filled in before the backward pass.
+
+    Attributes:
+        own: The factor on that by the parameters of its own distribution.
+        moves: Where the latent moves at all.
+    """
+
+    def __init__(self, own: Any = 1, moves: Any = True):
+        self.own, self.moves = own, moves
+
+    def become(self, other: "Strength") -> None:
+        """Be filled in."""
+        self.own, self.moves = other.own, other.moves
+
+
 class _Gate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, path: Tensor, strength: Any, *parents: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, path: Tensor, strength: Strength, parents: Any, switch: Any, *onward: Tensor
+    ) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.path, ctx.strength, ctx.parents = path, strength, parents
+        ctx.path, ctx.strength, ctx.parents, ctx.switch = path, strength, parents, switch
+        ctx.count = len(onward)
         return path.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        (gradient,) = gradients
-        if gradient is None or not ctx.parents:
-            down = None if gradient is None else ctx.strength * gradient
-            return down, None, *(None for _ in ctx.parents)
-        rest = torch.autograd.grad(
-            ctx.path, ctx.parents, (1 - ctx.strength) * gradient, retain_graph=True,
-            allow_unused=True,
-        )  # fmt: skip
-        return ctx.strength * gradient, None, *rest
+        (gradient,), strength = gradients, ctx.strength
+        none = [None] * ctx.count
+        if gradient is None:
+            return None, None, None, None, *none
+        if strength.moves is not True:
+            moves = torch.as_tensor(strength.moves, device=gradient.device)
+            gradient = torch.where(moves, gradient, torch.zeros_like(gradient))
+        own = strength.own * gradient
+        if not ctx.parents:
+            return own, None, None, None, *none
+        with ctx.switch.ending_at_leaves():
+            rest = torch.autograd.grad(
+                ctx.path, ctx.parents, gradient - own, retain_graph=True, allow_unused=True
+            )
+        return own, None, None, None, *rest
 
 
-def gate(path: Tensor, strength: Any, parents: Iterable[Tensor]) -> Tensor:
+def gate(path: Tensor, strength: Strength, parents: dict[Any, Tensor], onward: Any, switch: Any):
     r"""A path $T(\epsilon; \theta, \mathrm{pa})$ whose derivative by $\theta$ is multiplied.
 
     That by the parents, through which the parameters of other latents are reached, is not: it is
     the sum of the path's own, multiplied too, and of what is missing of it.
+
+    Args:
+        path: The path.
+        strength: How its derivatives are multiplied.
+        parents: The latents that it may depend on, leaves.
+        onward: Where a derivative by each of them goes.
+        switch: The switch of their links.
     """
-    if isinstance(strength, (int, float)) and strength == 1:
+    if isinstance(strength.own, (int, float)) and strength.own == 1 and strength.moves is True:
         return path
-    return _Gate.apply(path, strength, *(one for one in parents if one.requires_grad))  # pyright: ignore
+    if not path.requires_grad:
+        return path
+    names = [name for name, parent in parents.items() if parent.requires_grad]
+    above, onward = [parents[name] for name in names], [onward[name] for name in names]
+    return _Gate.apply(path, strength, above, switch, *onward)  # pyright: ignore
 
 
 class Shares:

@@ -110,14 +110,14 @@ def bound(
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         model = model.with_noise(Noise(records=num_kept < model.num_samples))
     with torch.no_grad(), drawing_from(generator):
-        z, log_weights = look(model)
+        z, log_weights, has_factors = look(model)
         value, weighed = weigh(objective, z, log_weights)
-        weighed = weighed._replace(log_weights=log_weights)
+        weighed = weighed._replace(log_weights=log_weights, has_factors=has_factors)
         if num_kept < model.num_samples:
             weighed = choose(weighed, num_kept)
     if not torch.is_grad_enabled():
         return value
-    pull_through = traced_pull if is_traced else pull
+    pull_through = traced_pull if is_traced and not any(has_factors) else pull
     return with_path(value, pull_through(model, weighed, posterior_row, prior_row))
 
 

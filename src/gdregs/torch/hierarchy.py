@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gdregs.shared.graphs import check_names, is_distribution, read_node, topological_order
 from gdregs.torch.autograd import Switch, gate, link
+from gdregs.torch.gates import POSTERIOR, Gates, log_prob_of, read_factors
 from gdregs.torch.reexpress import ByClass, reexpress
 
 Latents = Any
@@ -87,6 +88,20 @@ class Hierarchy(nn.Module):
         other.__dict__["modules_of_nodes"] = {}
         return other
 
+    def with_nodes(
+        self, of_function: Callable[[Any], Any], of_distribution: Callable[[Any], Any]
+    ) -> "Hierarchy":
+        """A hierarchy of other nodes, each made from an old one; it holds their modules."""
+        conditionals = {**self.conditionals, **dict(self.modules_of_nodes.items())}
+        return Hierarchy(
+            {
+                name: (of_distribution(old) if is_distribution(old) else of_function(old), parents)
+                for (name, parents), old in zip(
+                    self.parents.items(), map(conditionals.get, self.parents), strict=True
+                )
+            }
+        )
+
     def sample(self, sample_shape: Any = ()) -> dict[str, Tensor]:
         """Draw every latent, parents first; `[*sample_shape, *batch, *event]`, without gradient."""
         z: dict[str, Tensor] = {}
@@ -114,7 +129,7 @@ class Hierarchy(nn.Module):
     def weighted_log_prob(self, z: Latents, factors: Mapping[str, Any]) -> Tensor:
         r"""$\sum_l f_l \log p(z_l \mid \mathrm{pa}(l))$; 1 where a latent has no factor."""
         check_names(set(self.parents), z)
-        terms = {name: self.conditional(name, z).log_prob(z[name]) for name in self.parents}
+        terms = {name: log_prob_of(self.conditional(name, z), z[name]) for name in self.parents}
         return _add_up({name: factors.get(name, 1) * term for name, term in terms.items()})
 
 
@@ -134,14 +149,16 @@ class Walked(NamedTuple):
     Attributes:
         log_prob: The log-density at the leaves, `[M, *batch]`.
         path: The re-expressed latents; None if none were asked for.
+        plain: The log-density without the factors on it; None where there are none.
     """
 
     log_prob: Any
     path: Latents
+    plain: Any = None
 
 
 @ByClass
-def walk(part: Any, leaves: Latents, needs_path: bool, switch: Switch) -> Walked:
+def walk(part: Any, leaves: Latents, needs_path: bool, switch: Switch, gates: Gates) -> Walked:
     """The density of latents, and their path, from one evaluation of the networks.
 
     Args:
@@ -149,16 +166,21 @@ def walk(part: Any, leaves: Latents, needs_path: bool, switch: Switch) -> Walked
         leaves: Latents that are leaves of autograd's graph.
         needs_path: Whether the path is asked for.
         switch: Where derivatives go that reach a latent which has a path.
+        gates: How factors on densities are taken.
     """
-    del switch
-    path = reexpress(part, leaves) if needs_path else None
-    return Walked(part.log_prob(leaves), path)
+    node = read_factors(part, gates)
+    path = node.path(leaves) if needs_path else None
+    if path is not None and gates.own is not None:
+        strength = gates.strength(None, node.factors, leaves, gates.r)
+        path = gate(path, strength, {}, {}, switch)
+    log_prob, plain = node.log_probs(leaves)
+    return Walked(log_prob, path, None if node.factors is None else plain)
 
 
 @walk.register(Hierarchy)
-def _(part: Hierarchy, leaves: Latents, needs_path: bool, switch: Switch) -> Walked:
+def _(part: Hierarchy, leaves: Latents, needs_path: bool, switch: Switch, gates: Gates) -> Walked:
     check_names(set(part.parents), leaves)
-    return walk_graph(part, lambda name, _: leaves[name], needs_path, switch)
+    return walk_graph(part, lambda name, _: leaves[name], needs_path, switch, gates)
 
 
 def walk_graph(
@@ -166,7 +188,7 @@ def walk_graph(
     leaf_of: Callable[[str, Any], Tensor],
     needs_path: bool,
     switch: Switch,
-    strengths: Mapping[str, Any] | None = None,
+    gates: Gates,
 ) -> Walked:
     """Each conditional sees its parents as leaves and as points on their path at the same time.
 
@@ -175,24 +197,29 @@ def walk_graph(
         leaf_of: A latent, given its name and its conditional.
         needs_path: Whether the path is asked for.
         switch: Where derivatives go that reach a latent which has a path.
-        strengths: Factors on the derivative of a latent's path by its own conditional's parameters;
-            1 unless given.
+        gates: How factors on densities are taken.
     """
+    leaves: dict[str, Tensor] = {}
     seen: dict[str, Tensor] = {}
     path: dict[str, Tensor] = {}
     terms: dict[str, Tensor] = {}
+    plain: dict[str, Tensor] = {}
+    has_factors = False
     for name, parents in part.parents.items():
-        # Copies of the parents are this child's alone: a derivative by one ends there, and does not
-        # go on to a parent's own parents.
-        above = {parent: seen[parent].view_as(seen[parent]) for parent in parents}
-        conditional = part.conditional(name, above)
-        seen[name] = leaf = leaf_of(name, conditional)
-        terms[name] = conditional.log_prob(leaf)
+        conditional = part.conditional(name, seen)
+        seen[name] = leaves[name] = leaf = leaf_of(name, conditional)
+        node = read_factors(conditional, gates)
+        has_factors = has_factors or node.factors is not None
+        terms[name], plain[name] = node.log_probs(leaf)
         if needs_path:
-            strength = 1 if strengths is None else strengths[name]
-            path[name] = gate(reexpress(conditional, leaf), strength, above.values())
+            path[name] = node.path(leaf)
+            if gates.own is not None:
+                strength = gates.strength(name, node.factors, leaf, gates.r)
+                above = {parent: leaves[parent] for parent in parents}
+                path[name] = gate(path[name], strength, above, path, switch)
             seen[name] = link(leaf, path[name], switch)
-    return Walked(_add_up(terms), path if needs_path else None)
+    log_prob = _add_up(terms)
+    return Walked(log_prob, path if needs_path else None, _add_up(plain) if has_factors else None)
 
 
 def draw_and_walk(
@@ -207,14 +234,14 @@ def draw_and_walk(
         leaves: Any = (
             {n: as_leaf(v) for n, v in z.items()} if isinstance(z, Mapping) else as_leaf(z)
         )
-        return leaves, walk(part, leaves, needs_path, switch)
+        return leaves, walk(part, leaves, needs_path, switch, POSTERIOR)
     leaves = {}
 
     def leaf_of(name: str, conditional: Any) -> Tensor:
         leaves[name] = as_leaf(part.draw(name, conditional, sample_shape))
         return leaves[name]
 
-    walked = walk_graph(part, leaf_of, needs_path, switch)
+    walked = walk_graph(part, leaf_of, needs_path, switch, POSTERIOR)
     return leaves, walked
 
 

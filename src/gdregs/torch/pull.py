@@ -1,7 +1,7 @@
 """The pull: one backward pass through the chosen samples, which is the estimator."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,13 +10,24 @@ from torch import Tensor
 from gdregs.torch.autograd import Shares, Switch
 from gdregs.torch.blocks import sum_of_blocks
 from gdregs.torch.compiling import DONATED, kept_for_two_passes, untraced
+from gdregs.torch.gates import POSTERIOR, PRIOR, Gates
 from gdregs.torch.guards import check_same_weights
 from gdregs.torch.hierarchy import Hierarchy, Walked, as_leaf, draw_and_walk, walk, walk_graph
 from gdregs.torch.noise import Noise
 from gdregs.torch.objectives import Objective
 from gdregs.torch.support import move_into_support, settle
-from gdregs.torch.surrogate import Walks, fill, forked, naming_the_part, surrogate
+from gdregs.torch.surrogate import (
+    Cotangents,
+    Walks,
+    fill,
+    forked,
+    gates_of,
+    gates_of_prior,
+    naming_the_part,
+    surrogate,
+)
 from gdregs.torch.weights import (
+    HasFactors,
     Model,
     Weighed,
     check_draws,
@@ -45,14 +56,14 @@ def pull(model: Model, weighed: Weighed, posterior_row: Any, prior_row: Any) -> 
 
 @untraced
 def _pull(model: Model, weighed: Weighed, posterior_row: Any, prior_row: Any) -> Tensor:
-    noise = model.noise
+    noise, (of_q, of_p) = model.noise, gates_of(weighed, posterior_row, prior_row)
     with contextlib.nullcontext() if noise is None else noise.of(weighed.block, weighed.index):
         leaves, switch = {name: as_leaf(value) for name, value in weighed.z.items()}, Switch()
         with kept_for_two_passes():
             with naming_the_part("posterior"):
-                q = walk(model.posterior, unnamed(leaves), posterior_row.has_path, switch)
-            p = _walk_prior(model.prior, leaves, prior_row, switch)
-        walks, shares = Walks(leaves, q, p), Shares()
+                q = walk(model.posterior, unnamed(leaves), posterior_row.has_path, switch, of_q)
+            p = _walk_prior(model.prior, leaves, prior_row, switch, of_p)
+        walks, shares = Walks(leaves, q, p, of_q.own is not None), Shares()
         log_likelihood = model.likelihood(forked(walks, shares))
         if weighed.log_weights is not None:
             terms = log_likelihood, p.log_prob, -q.log_prob
@@ -84,17 +95,21 @@ def look_and_pull(
     check_draws(z, size)
     try:
         with kept_for_two_passes():
-            p = _walk_prior(model.prior, named(z), prior_row, switch, looks=True)
-    except OutsideError:
+            of_p = gates_of_prior(None, prior_row)
+            p = _walk_prior(model.prior, named(z), prior_row, switch, of_p, looks=True)
+        if q.plain is not None or p.plain is not None:
+            raise AnotherWalkError
+    except AnotherWalkError:
         with torch.no_grad():
-            moved, inside, log_prior = settle(model.prior, z)
+            moved, inside, log_prior, prior_has_factors = settle(model.prior, z)
             log_weights = read_log_weights(
                 moved, size, q.log_prob, log_prior, model.likelihood(moved)
             )
             if inside is not None:
                 log_weights = log_weights.masked_fill(~inside, -torch.inf)
             value, weighed = weigh(objective, named(moved), log_weights)
-            weighed = weighed._replace(log_weights=log_weights)
+            has_factors = HasFactors(q.plain is not None, prior_has_factors)
+            weighed = weighed._replace(log_weights=log_weights, has_factors=has_factors)
         return value, pull(model, weighed, posterior_row, prior_row)
     walks, shares = Walks(named(z), q, p), Shares()
     log_likelihood = model.likelihood(forked(walks, shares))
@@ -106,32 +121,36 @@ def look_and_pull(
     )
 
 
-class OutsideError(Exception):
-    """Raised where a sample lies outside of the prior's support."""
+class AnotherWalkError(Exception):
+    """Raised where a sample lies outside of the prior's support, or densities have factors."""
 
 
 def _walk_prior(
-    prior: Any, leaves: dict[Any, Tensor], row: Any, switch: Switch, *, looks: bool = False
+    prior: Any,
+    leaves: dict[Any, Tensor],
+    row: Any,
+    switch: Switch,
+    gates: Gates,
+    *,
+    looks: bool = False,
 ) -> Walked:
     """Walk along the prior; if it `looks`, see whether all samples lie in its support."""
     is_graph = isinstance(prior, Hierarchy) and type(prior).log_prob is Hierarchy.log_prob
 
     def check(distribution: Any, z: Any) -> None:
         if looks and move_into_support(distribution, z)[1] is not None:
-            raise OutsideError
+            raise AnotherWalkError
 
     with naming_the_part("prior"):
         if not is_graph or set(leaves) != set(prior.parents):
             check(prior, unnamed(leaves))
-            return walk(prior, unnamed(leaves), row.has_path, switch)
+            return walk(prior, unnamed(leaves), row.has_path, switch, gates)
 
         def leaf_of(name: str, conditional: Any) -> Tensor:
             check(conditional, leaves[name].detach())
             return leaves[name]
 
-        # An alpha for each latent is a factor on its own parameters' part of the path.
-        strengths = row.mix if isinstance(row.mix, Mapping) else None
-        return walk_graph(prior, leaf_of, row.has_path, switch, strengths)
+        return walk_graph(prior, leaf_of, row.has_path, switch, gates)
 
 
 def _surrogate(
@@ -145,19 +164,38 @@ def _surrogate(
     prior_row: Any,
 ) -> Tensor:
     """S, and the shares of the forks."""
-    of_rest = fill(shares, walks, weighed, posterior_row, prior_row)
-    cotangents = _cotangents(model, walks, switch, weighed) if of_rest else {}
-    return surrogate(
-        model, walks, weighed, log_likelihood, cotangents, of_rest, posterior_row, prior_row
-    )
+    of_rest, of_plain = fill(shares, walks, weighed, posterior_row, prior_row)
+    cotangents = []
+    if of_rest:
+        g = _cotangents(model, walks, switch, weighed, _log_ratio)
+        cotangents.append(Cotangents(g, of_rest))
+    if walks.have_factors and walks.p.path is not None:
+        h = _cotangents(model, walks, switch, weighed, _plain_log_ratio)
+        cotangents.append(Cotangents(h, of_plain))
+    return surrogate(model, walks, weighed, log_likelihood, cotangents, posterior_row, prior_row)
+
+
+def _log_ratio(q: Walked, p: Walked) -> Tensor:
+    r"""$\log p - \log q$, with factors."""
+    return p.log_prob - q.log_prob
+
+
+def _plain_log_ratio(q: Walked, p: Walked) -> Tensor:
+    r"""$\log q - \log p$, without factors."""
+    log_q = q.log_prob if q.plain is None else q.plain
+    return log_q - (p.log_prob if p.plain is None else p.plain)
 
 
 def _cotangents(
-    model: Model, walks: Walks, switch: Switch, weighed: Weighed
+    model: Model,
+    walks: Walks,
+    switch: Switch,
+    weighed: Weighed,
+    log_ratio: Callable[[Walked, Walked], Tensor],
 ) -> dict[Any, Tensor | None]:
-    r"""$g = \nabla_z \sum v (\log p - \log q)$: a derivative by the leaves alone."""
-    leaves, q, p = walks
-    density = weighed.weight(p.log_prob - q.log_prob).sum()
+    r"""$\nabla_z \sum v \log(p/q)$: a derivative by the leaves alone."""
+    leaves, q, p = walks[:3]
+    density = weighed.weight(log_ratio(q, p)).sum()
     if not density.requires_grad:
         return {}
     try:
@@ -165,9 +203,9 @@ def _cotangents(
     except RuntimeError as error:
         if DONATED not in str(error):
             raise
-        q_again = walk(model.posterior, unnamed(leaves), False, switch)
-        p_again = walk(model.prior, unnamed(leaves), False, switch)
-        density = weighed.weight(p_again.log_prob - q_again.log_prob).sum()
+        q_again = walk(model.posterior, unnamed(leaves), False, switch, POSTERIOR)
+        p_again = walk(model.prior, unnamed(leaves), False, switch, PRIOR)
+        density = weighed.weight(log_ratio(q_again, p_again)).sum()
         found = differentiate_by_leaves(density, leaves, switch, shares_graph=False)
     return dict(zip(leaves, found, strict=True))
 
@@ -176,10 +214,7 @@ def differentiate_by_leaves(
     density: Tensor, leaves: dict[Any, Tensor], switch: Switch, *, shares_graph: bool
 ) -> Any:
     """The derivative of a density by latents, which ends there and touches no parameter."""
-    switch.to_leaves = True
-    try:
+    with switch.ending_at_leaves():
         return torch.autograd.grad(
             density, list(leaves.values()), retain_graph=shares_graph, allow_unused=True
         )
-    finally:
-        switch.to_leaves = False

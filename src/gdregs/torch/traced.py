@@ -15,7 +15,14 @@ from gdregs.torch.autograd import Shares
 from gdregs.torch.guards import check_same_weights_when_run
 from gdregs.torch.hierarchy import Walked
 from gdregs.torch.reexpress import reexpress
-from gdregs.torch.surrogate import Walks, fill, forked, naming_the_part, surrogate
+from gdregs.torch.surrogate import (
+    Cotangents,
+    Walks,
+    fill,
+    forked,
+    naming_the_part,
+    surrogate,
+)
 from gdregs.torch.weights import Model, Weighed, unnamed
 
 
@@ -37,7 +44,7 @@ def traced_pull(model: Model, weighed: Weighed, posterior_row: Any, prior_row: A
     with naming_the_part("prior"):
         p = _walk(model.prior, z, prior_row)
     walks, shares = Walks(weighed.z, q, p), Shares()
-    of_rest = fill(shares, walks, weighed, posterior_row, prior_row)
+    of_rest, _ = fill(shares, walks, weighed, posterior_row, prior_row)
     log_likelihood = model.likelihood(forked(walks, shares))
     if of_rest:
         cotangents, log_ratio = _cotangents(model, weighed)
@@ -46,9 +53,8 @@ def traced_pull(model: Model, weighed: Weighed, posterior_row: Any, prior_row: A
     if weighed.log_weights is not None:
         terms = log_likelihood, log_ratio
         check_same_weights_when_run(weighed.log_weights, terms, weighed.v != 0)
-    return surrogate(
-        model, walks, weighed, log_likelihood, cotangents, of_rest, posterior_row, prior_row
-    )
+    rest = [Cotangents(cotangents, of_rest)]
+    return surrogate(model, walks, weighed, log_likelihood, rest, posterior_row, prior_row)
 
 
 def _walk(part: Any, z: Any, row: Any) -> Walked:

@@ -43,6 +43,13 @@ class Model(NamedTuple):
         )
 
 
+class HasFactors(NamedTuple):
+    """Whether there are factors on densities."""
+
+    posterior: bool
+    prior: bool
+
+
 class Weighed(NamedTuple):
     """Samples for the backward pass, with the constants that weigh them, `[M, *batch]`.
 
@@ -53,6 +60,7 @@ class Weighed(NamedTuple):
         log_weights: Where samples will be evaluated once more, what they must weigh then.
         index: Which of all samples they are; None where they are all, or one block of all.
         block: The number of that block.
+        has_factors: Whether there are factors on the densities.
     """
 
     z: dict[Any, Tensor]
@@ -61,6 +69,7 @@ class Weighed(NamedTuple):
     log_weights: Tensor | None = None
     index: Tensor | None = None
     block: int = 0
+    has_factors: HasFactors = HasFactors(False, False)
 
     def in_blocks(self, size: int) -> "list[Weighed]":
         """The samples, in blocks of this size; the last one may be smaller."""
@@ -72,6 +81,7 @@ class Weighed(NamedTuple):
                 None if self.log_weights is None else self.log_weights[start : start + size],
                 None if self.index is None else self.index[start : start + size],
                 number,
+                self.has_factors,
             )
             for number, start in enumerate(range(0, len(self.v), size))
         ]
@@ -102,24 +112,24 @@ def sizes(model: Model) -> list[int]:
     return [size] * full + ([last] if last else [])
 
 
-def look(model: Model) -> tuple[dict[Any, Tensor], Tensor]:
-    """All samples, and their log-weights, `[K, *batch]`."""
+def look(model: Model) -> tuple[dict[Any, Tensor], Tensor, HasFactors]:
+    """All samples, their log-weights, `[K, *batch]`, and whether densities have factors."""
     blocks = [look_at(model, size) for size in sizes(model)]
-    z = {name: torch.cat([block[name] for block, _ in blocks]) for name in blocks[0][0]}
-    return z, torch.cat([log_weights for _, log_weights in blocks])
+    z = {name: torch.cat([block[0][name] for block in blocks]) for name in blocks[0][0]}
+    return z, torch.cat([block[1] for block in blocks]), blocks[0][2]
 
 
-def look_at(model: Model, size: int) -> tuple[dict[Any, Tensor], Tensor]:
+def look_at(model: Model, size: int) -> tuple[dict[Any, Tensor], Tensor, HasFactors]:
     """Draw and weigh some samples. A weight that is not a number is 0."""
     if model.noise is not None:
         model.noise.start_block(size)
     z, drawn = draw_and_walk(model.posterior, torch.Size([size]), False, Switch())
     check_draws(z, size)
-    z, inside, log_prior = settle(model.prior, z)
+    z, inside, log_prior, prior_has_factors = settle(model.prior, z)
     log_weights = read_log_weights(z, size, drawn.log_prob, log_prior, model.likelihood(z))
     if inside is not None:
         log_weights = log_weights.masked_fill(~inside, -math.inf)
-    return named(z), log_weights
+    return named(z), log_weights, HasFactors(drawn.plain is not None, prior_has_factors)
 
 
 def check_draws(z: Latents, size: int) -> None:
@@ -173,6 +183,7 @@ def choose(weighed: Weighed, num_kept: int) -> Weighed:
         take_rows(r, index),
         None if log_weights is None else take_rows(log_weights, index),
         index,
+        has_factors=weighed.has_factors,
     )
 
 
