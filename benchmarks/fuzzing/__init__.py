@@ -1,0 +1,1 @@
+"""Programs made at random, judged by evaluators that share no code with gdregs."""

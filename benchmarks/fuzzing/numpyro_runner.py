@@ -1,0 +1,142 @@
+"""Runs a program of NumPyro: its rows, those of the evaluator, and its exact properties."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from numpyro import handlers
+from numpyro.primitives import Messenger
+
+from fuzzing import exact, numpyro_text
+from fuzzing.execution import run_text
+from fuzzing.jax_evaluator import combine, has_path, objective_of
+from fuzzing.jax_runner import gradient_of_map, keys_of, names_of, rows_of, use_precision
+from fuzzing.program import Program
+
+
+class StopWithoutPath(Messenger):
+    """Latents whose sampler is no path are constants."""
+
+    def postprocess_message(self, msg):
+        if msg["type"] == "sample" and not msg["is_observed"] and not has_path(msg["fn"]):
+            msg["value"] = jax.lax.stop_gradient(msg["value"])
+
+
+class NumPyroRunner:
+    """A program of NumPyro, set up."""
+
+    def __init__(self, program: Program):
+        use_precision(program.dtype)
+        self.program, self.blocks, self.by_block = program, 64, False
+        self.module = run_text(numpyro_text.render(program), keeps_imports=True)
+        self.parameters = self.module["parameters"]
+        self.names = names_of(self.parameters)
+        self.rounding = float(jnp.finfo(program.dtype).eps) * 256
+        self.of_ours = rows_of(_ours(self.module["loss"]), self.parameters)
+        self.of_peer = rows_of(self.evaluate, self.parameters)
+
+    def ours(self, seed: int) -> np.ndarray:
+        """A block of rows of gdregs."""
+        return self.of_ours(keys_of(seed))
+
+    def peer(self, seed: int) -> np.ndarray:
+        """A block of rows of the evaluator."""
+        return self.of_peer(keys_of(seed))
+
+    def properties(self) -> str:
+        """The first exact property that does not hold, in words; empty if all hold."""
+        program, keys = self.program, keys_of(10**6)
+        rows = self.of_ours(keys)
+        failed = exact.constant(program, self.names, rows)
+        if not failed and (program.chunk_size is not None or not program.vectorized):
+            whole = run_text(numpyro_text.render(exact.without_chunks(program)), keeps_imports=True)
+            other = rows_of(_ours(whole["loss"]), self.parameters)(keys)
+            failed = exact.same(rows, other, self.names, program, "in chunks", "whole")
+        if failed or program.seed % 3:
+            return failed
+        loss = self.module["loss"]
+        return gradient_of_map(
+            lambda p, key: -loss(p, key), self.parameters, keys[:4], rows, program
+        )
+
+    def evaluate(self, p, key):
+        """The bound by numpyro's handlers, and what has its naive gradient."""
+        program, objective = self.program, objective_of(self.program.objective)
+        key, other, plate_key = jax.random.split(key, 3)
+        indices = self.indices(p, plate_key)
+
+        def weigh(key):
+            return jax.vmap(lambda key: self.weigh(p, key, indices))(
+                jax.random.split(key, program.num_samples)
+            )
+
+        log_weights, score = weigh(key)
+        baseline = None if score is None else objective(weigh(other)[0])
+        value, surrogate = combine(objective, log_weights, score, baseline)
+        return value * self.scale, surrogate * self.scale
+
+    @property
+    def encloses(self) -> bool:
+        """Whether each datapoint has weights of its own."""
+        return all(one.place != "global" for one in self.program.latents)
+
+    @property
+    def scale(self) -> float:
+        """What a subsample that has weights of its own is multiplied by."""
+        return 2.0 if self.program.subsample and self.encloses else 1.0
+
+    def indices(self, p, key):
+        """Datapoints that all particles share."""
+        if not self.program.subsample:
+            return {}
+        guide = handlers.seed(handlers.substitute(self.module["model"], p), key)
+        trace = handlers.trace(guide).get_trace(self.module["x"], self.module["y"])
+        return {"data": trace["data"]["value"]}
+
+    def weigh(self, p, key, indices):
+        """The log-weight of a particle, and the score of what has no path."""
+        data = self.module["x"], self.module["y"]
+        given = {**p, **indices}
+        guide = handlers.substitute(handlers.seed(self.module["guide"], key), given)
+        with StopWithoutPath():
+            drawn = handlers.trace(guide).get_trace(*data)
+        z = {name: drawn[name]["value"] for name in self.program.order}
+        model = handlers.substitute(handlers.seed(self.module["model"], key), {**given, **z})
+        sites = handlers.trace(model).get_trace(*data)
+        log_weight, score = jnp.zeros(()), None
+        for sign, trace in ((1, sites), (-1, drawn)):
+            for site in trace.values():
+                if site["type"] == "sample":
+                    log_weight = log_weight + sign * self.reduce(self.log_density(site))
+        for name in self.program.order:
+            if not has_path(drawn[name]["fn"]):
+                term = self.reduce(_unmasked(drawn[name]["fn"]).log_prob(z[name]))
+                score = term if score is None else score + term
+        return log_weight, score
+
+    def log_density(self, site):
+        scale = 1.0 if site["scale"] is None else site["scale"] / self.scale
+        return scale * site["fn"].log_prob(site["value"])
+
+    def reduce(self, log_density):
+        """The sum over all axes but that of the datapoints, if they have weights of their own."""
+        if not self.encloses:
+            return jnp.sum(log_density)
+        return jnp.sum(log_density, axis=tuple(range(log_density.ndim - 1)))
+
+
+def _unmasked(distribution):
+    """The law that is drawn from."""
+    if isinstance(distribution, dist.MaskedDistribution):
+        return _unmasked(distribution.base_dist)
+    if isinstance(distribution, dist.ExpandedDistribution):
+        return _unmasked(distribution.base_dist).expand(distribution.batch_shape)
+    return distribution
+
+
+def _ours(loss):
+    def value_and_surrogate(p, key):
+        value = -loss(p, key)
+        return value, value
+
+    return value_and_surrogate
