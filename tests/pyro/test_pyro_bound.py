@@ -336,6 +336,43 @@ def test_noise_of_each_particle_is_refused_where_it_would_change():
     Bound(6, vectorize_particles=True).loss_and_grads(noisy, local, DATA)
 
 
+class Normalised(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.BatchNorm1d(1))
+
+    def forward(self, values):
+        return self.layers(values.reshape(-1, 1)).reshape(values.shape)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_gradient_samples": 2}])
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_batch_norm_over_the_data_is_allowed_and_over_latents_is_not(vectorize, options):
+    encoder, decoder = Normalised(), Normalised()
+
+    def amortised(data):
+        pyro.module("encoder", encoder)
+        with pyro.plate("data", len(data)):
+            pyro.sample("z", dist.Normal(encoder(data), 1.0))
+
+    def local(data, network=torch.nn.Identity()):
+        with pyro.plate("data", len(data)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(network(z), 1.0), obs=data)
+
+    bound = Bound(3, None, "dregs", "gdregs", vectorize_particles=vectorize, **options)
+    bound.loss(local, amortised, DATA)
+    before = encoder.layers[1].num_batches_tracked.item()
+    assert math.isfinite(bound.loss_and_grads(local, amortised, DATA))
+    runs = 1 if vectorize else 3
+    assert encoder.layers[1].num_batches_tracked == before + runs
+    with pytest.raises(ValueError, match=r"normalises over the importance samples or datapoints"):
+        bound.loss_and_grads(lambda data: local(data, decoder), amortised, DATA)
+    Bound(3, None, "naive", "naive", **AT_ONCE).loss_and_grads(
+        lambda data: local(data, decoder), amortised, DATA
+    )
+
+
 def test_refusals_name_the_site():
     def discrete(data):
         c = pyro.sample("c", dist.Bernoulli(0.5))

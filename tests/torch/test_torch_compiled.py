@@ -259,6 +259,22 @@ def test_the_pull_of_densities_with_factors_stays_out_of_the_program():
     torch.testing.assert_close(found[0], found[1])
 
 
+@pytest.mark.slow
+def test_batch_norm_over_samples_is_refused_in_a_program():
+    network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)).double()
+    loc = torch.zeros(3, 2, dtype=torch.float64, requires_grad=True)
+
+    def loss():
+        normal = dist.Independent(dist.Normal(loc, 1.0, validate_args=False), 1)
+        return gt.bound(
+            normal, normal, lambda z: network(z.reshape(-1, 2)).reshape(z.shape).sum(-1),
+            num_samples=4,
+        ).sum()  # fmt: skip
+
+    with pytest.raises(Exception, match="normalises over the importance samples"):
+        torch.compile(loss, backend="aot_eager")()
+
+
 @pytest.mark.parametrize("options", [{}, {"chunk_size": 4}, {"num_gradient_samples": 3}])
 def test_noise_of_a_compiled_network_is_that_of_its_samples(options):
     """Where it has to be recorded, PyTorch runs the network as it stands."""

@@ -28,6 +28,7 @@ from gdregs.shared.tables import (
 from gdregs.torch import weights
 from gdregs.torch.auto import Auto
 from gdregs.torch.autograd import with_path
+from gdregs.torch.batch_norm import refusing_batch_norm
 from gdregs.torch.gates import POSTERIOR, PRIOR
 from gdregs.torch.objectives import ELBO, IWAE, Objective
 from gdregs.torch.pull import pull
@@ -253,7 +254,9 @@ class Bound(elbo.ELBO):
             parts = weights.Model(
                 look.guide, look.model, look.model.likelihood, self.num_particles, None
             )
-            value = with_path(value, pull(parts, weighed, posterior_row, prior_row))
+            networks = () if all_naive and kept == self.num_particles else (model, guide)
+            with refusing_batch_norm(*networks, is_repeated=True):
+                value = with_path(value, pull(parts, weighed, posterior_row, prior_row))
         return -value.sum() * scale
 
 

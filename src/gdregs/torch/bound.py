@@ -15,8 +15,9 @@ from torch import Tensor
 
 from gdregs.shared.checks import check_objective, positive_integer
 from gdregs.shared.graphs import check_mix
-from gdregs.shared.tables import find_posterior_estimator, find_prior_estimator
+from gdregs.shared.tables import find_posterior_estimator, find_prior_estimator, is_naive
 from gdregs.torch.autograd import with_path
+from gdregs.torch.batch_norm import refusing_batch_norm
 from gdregs.torch.hierarchy import Hierarchy
 from gdregs.torch.noise import Noise
 from gdregs.torch.objectives import IWAE, Objective
@@ -105,7 +106,9 @@ def bound(
     is_whole = num_kept == model.num_samples and len(sizes(model)) == 1
     is_traced = torch.compiler.is_compiling() and can_be_traced(model, num_kept, prior_row)
     if is_whole and torch.is_grad_enabled() and not is_traced:
-        with drawing_from(generator):
+        naive = is_naive(posterior_row, prior_row)
+        parts = () if naive else (posterior, prior, likelihood)
+        with drawing_from(generator), refusing_batch_norm(*parts, is_repeated=False):
             return with_path(*look_and_pull(model, objective, posterior_row, prior_row))
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         model = model.with_noise(Noise(records=num_kept < model.num_samples))
@@ -117,8 +120,11 @@ def bound(
             weighed = choose(weighed, num_kept)
     if not torch.is_grad_enabled():
         return value
-    pull_through = traced_pull if is_traced and not any(has_factors) else pull
-    return with_path(value, pull_through(model, weighed, posterior_row, prior_row))
+    if is_traced and not any(has_factors):
+        return with_path(value, traced_pull(model, weighed, posterior_row, prior_row))
+    parts = () if torch.compiler.is_compiling() else (posterior, prior, likelihood)
+    with refusing_batch_norm(*parts, is_repeated=True):
+        return with_path(value, pull(model, weighed, posterior_row, prior_row))
 
 
 def log_marginal(

@@ -247,7 +247,10 @@ def draw_and_walk(
 
 def as_leaf(value: Tensor) -> Tensor:
     """A value that can be differentiated by, if anything is differentiated at all."""
-    return value.detach().requires_grad_(torch.is_grad_enabled())
+    leaf = value.detach().requires_grad_(torch.is_grad_enabled())
+    if torch.is_grad_enabled():
+        leaf.is_latent = True  # pyright: ignore[reportAttributeAccessIssue]
+    return leaf
 
 
 @reexpress.register(Hierarchy)

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gdregs.shared.tables import is_naive
 from gdregs.torch.autograd import Shares
+from gdregs.torch.batch_norm import count_batch_norms, refuse_new_batch_norms
 from gdregs.torch.guards import check_same_weights_when_run
 from gdregs.torch.hierarchy import Walked
 from gdregs.torch.reexpress import reexpress
@@ -38,6 +40,17 @@ def can_be_traced(model: Model, num_kept: int, prior_row: Any) -> bool:
 
 def traced_pull(model: Model, weighed: Weighed, posterior_row: Any, prior_row: Any) -> Tensor:
     """The surrogate S, whose gradient is the estimator."""
+    if is_naive(posterior_row, prior_row):
+        return _traced_pull(model, weighed, posterior_row, prior_row)
+    from torch._dynamo.comptime import comptime
+
+    comptime(count_batch_norms)
+    surrogate = _traced_pull(model, weighed, posterior_row, prior_row)
+    comptime(refuse_new_batch_norms)
+    return surrogate
+
+
+def _traced_pull(model: Model, weighed: Weighed, posterior_row: Any, prior_row: Any) -> Tensor:
     z = unnamed(weighed.z)
     with naming_the_part("posterior"):
         q = _walk(model.posterior, z, posterior_row)
