@@ -27,7 +27,7 @@ from gdregs.shared.tables import (
 )
 from gdregs.torch import weights
 from gdregs.torch.auto import Auto
-from gdregs.torch.autograd import with_path
+from gdregs.torch.autograd import with_gradient
 from gdregs.torch.batch_norm import refusing_batch_norm
 from gdregs.torch.gates import POSTERIOR, PRIOR
 from gdregs.torch.objectives import ELBO, IWAE, Objective
@@ -249,14 +249,14 @@ class Bound(elbo.ELBO):
                 weighed = weights.choose(weighed, kept)
         if is_live and bool((weighed.v != 0).all()):
             # The naive gradient: everything was live in the one run of model and guide.
-            value = with_path(value, (weighed.v * log_weights).sum(0))
+            value = with_gradient(value, (weighed.v * log_weights).sum(0))
         elif torch.is_grad_enabled():
             parts = weights.Model(
                 look.guide, look.model, look.model.likelihood, self.num_particles, None
             )
             networks = () if all_naive and kept == self.num_particles else (model, guide)
             with refusing_batch_norm(*networks, is_repeated=True):
-                value = with_path(value, pull(parts, weighed, posterior_row, prior_row))
+                value = with_gradient(value, pull(parts, weighed, posterior_row, prior_row))
         return -value.sum() * scale
 
 

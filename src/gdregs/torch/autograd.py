@@ -42,6 +42,48 @@ def with_path(value: Tensor, path: Tensor, *, draws: bool = True) -> Tensor:
     return _WithPath.apply(value.detach(), path, needs_path)  # pyright: ignore[reportReturnType]
 
 
+class _WithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, surrogate: Tensor) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.surrogate = surrogate
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (gradient,) = gradients
+        if gradient is not None and torch.is_grad_enabled():
+            gradient = _FirstDerivative.apply(gradient, ctx.surrogate)
+        return None, gradient
+
+
+class _FirstDerivative(torch.autograd.Function):
+    """A cotangent, by which whatever is computed from it is known as a first derivative.
+
+    It hangs on what is differentiated, so that a second derivative by any of that comes by here.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, surrogate: Tensor) -> Tensor:
+        del ctx, surrogate
+        return gradient.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise RuntimeError(
+            "A bound of gdregs has a first derivative only: its gradient is an estimator, whose"
+            " own derivative is no second derivative of the bound. Estimate that from the"
+            " log-weights of samples with a path (rsample), without gdregs."
+        )
+
+
+def with_gradient(value: Tensor, surrogate: Tensor) -> Tensor:
+    """Return `value`, bit for bit, with the derivative of `surrogate`, but no second one."""
+    if torch.compiler.is_compiling():  # what is compiled refuses that by itself
+        return with_path(value, surrogate)
+    return _WithGradient.apply(value.detach(), surrogate)  # pyright: ignore[reportReturnType]
+
+
 class Switch:
     """Where a cotangent goes that reaches a latent which is a leaf and a point on a path too."""
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from gdregs.torch.stand_ins import StandIns
@@ -101,15 +100,17 @@ class _Sum(torch.autograd.Function):
         return zeros.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *cotangents: Any) -> Any:
         (cotangent,) = cotangents
         first = cotangent.flatten()[0]
         if bool((cotangent == first).all()):
             gradients = [first.to(one.dtype) * one for one in ctx.gradients]
         else:
-            anew = ctx.derivative.at(cotangent)
-            gradients = [anew.get(leaf) for leaf in ctx.leaves]
+            anew = ctx.derivative.at(cotangent.detach())
+            # (It is 0, and says of these that they are a first derivative: `with_gradient`.)
+            zero = (cotangent - cotangent.detach()).sum()
+            found = map(anew.get, ctx.leaves)
+            gradients = [None if one is None else one + zero.to(one.dtype) for one in found]
         return None, None, None, None, *gradients
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from gdregs.shared.checks import check_objective, positive_integer
 from gdregs.shared.graphs import check_mix
 from gdregs.shared.tables import find_posterior_estimator, find_prior_estimator, is_naive
-from gdregs.torch.autograd import with_path
+from gdregs.torch.autograd import with_gradient
 from gdregs.torch.batch_norm import refusing_batch_norm
 from gdregs.torch.hierarchy import Hierarchy
 from gdregs.torch.noise import Noise
@@ -109,7 +109,7 @@ def bound(
         naive = is_naive(posterior_row, prior_row)
         parts = () if naive else (posterior, prior, likelihood)
         with drawing_from(generator), refusing_batch_norm(*parts, is_repeated=False):
-            return with_path(*look_and_pull(model, objective, posterior_row, prior_row))
+            return with_gradient(*look_and_pull(model, objective, posterior_row, prior_row))
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         model = model.with_noise(Noise(records=num_kept < model.num_samples))
     with torch.no_grad(), drawing_from(generator):
@@ -121,10 +121,10 @@ def bound(
     if not torch.is_grad_enabled():
         return value
     if is_traced and not any(has_factors):
-        return with_path(value, traced_pull(model, weighed, posterior_row, prior_row))
+        return with_gradient(value, traced_pull(model, weighed, posterior_row, prior_row))
     parts = () if torch.compiler.is_compiling() else (posterior, prior, likelihood)
     with refusing_batch_norm(*parts, is_repeated=True):
-        return with_path(value, pull(model, weighed, posterior_row, prior_row))
+        return with_gradient(value, pull(model, weighed, posterior_row, prior_row))
 
 
 def log_marginal(
