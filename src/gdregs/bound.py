@@ -26,7 +26,7 @@ from gdregs.evaluation.nesting import refuse_inside, refuse_new_noise, watched
 from gdregs.evaluation.pull import Estimators, choose, pull, pull_all
 from gdregs.evaluation.weights import Model, read_model, takes_keys
 from gdregs.objectives import ELBO, IWAE, Objective
-from gdregs.reexpression.factors import has_factors, without_factors
+from gdregs.reexpression.factors import find_factors
 from gdregs.reexpression.paths import with_path
 from gdregs.reexpression.reexpress import NoReexpressionError, reexpress
 from gdregs.reexpression.reparameterized import has_moving_support, is_reparameterized
@@ -232,7 +232,13 @@ def evaluate(
     model = read_model(posterior, prior, likelihood, key, num_samples, settings.chunk_size)
     own_path = _check_paths(model, posterior_row, prior_row)
     given = model.with_noise(model.noise(0, model.num_samples))
-    is_factored = any(has_factors(part, model.shapes) for part in (given.posterior, given.prior))
+    found = [find_factors(part, model.shapes) for part in (given.posterior, given.prior)]
+    is_factored = found[0].points or any(one.factors for one in found)
+    if found[0].points and prior_row.has_path:
+        raise TypeError(
+            "The posterior has a latent with a single value (Delta), which has no density by which"
+            " the prior's samples could be reweighted. Use prior_estimator='naive'."
+        )
     if is_factored and own_path and any(path.varies for path in posterior_row.paths):
         raise TypeError(
             "The posterior has a factor on its density (a mask, a scale) and no re-expression rule,"

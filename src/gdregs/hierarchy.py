@@ -1,6 +1,6 @@
 """Joint distributions over a directed acyclic graph of latents."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -16,15 +16,17 @@ from gdregs.evaluation.gates import (
 )
 from gdregs.evaluation.keys import keys_of_noise
 from gdregs.reexpression.factors import (
-    has_factor,
-    has_factors,
+    Found,
+    factor_of,
+    find_factors,
     own_path,
+    path_by_parents,
     path_with_factors,
     strip,
 )
 from gdregs.reexpression.paths import with_path
 from gdregs.reexpression.reexpress import reexpress
-from gdregs.reexpression.reparameterized import is_reparameterized
+from gdregs.reexpression.reparameterized import depend, is_reparameterized
 from gdregs.reexpression.support import move_into_support
 from gdregs.shared.checks import num_arguments
 from gdregs.shared.graphs import check_names, is_distribution, read_node, topological_order
@@ -266,27 +268,33 @@ def _(part: Hierarchy, kinds: tuple[type, ...]) -> Hierarchy:
     return eqx.tree_at(lambda part: part.conditionals, part, stripped)
 
 
-@has_factors.register(Hierarchy)
-def _(part: Hierarchy, z: PyTree) -> bool:
-    """Whether any latent's density has one."""
+@find_factors.register(Hierarchy)
+def _(part: Hierarchy, z: PyTree) -> Found:
+    """Whether any latent's density has one; an error if it depends on another latent."""
     part.check_names(z)
     found = []
 
-    def look(z):
-        for name, parents in part.parents:
-            found.append(has_factor(part.conditional(name, parents, z)))
+    def factors(z):
+        conditionals = {name: part.conditional(name, above, z) for name, above in part.parents}
+        found.extend(find_factors(one, z[name]) for name, one in conditionals.items())
+        return {name: factor_of(one, z[name]) for name, one in conditionals.items()}
 
-    jax.eval_shape(look, z)
-    return any(found)
+    if any(depend(factors, z)):
+        raise ValueError(
+            "The factor of a density in a gdregs.Hierarchy depends on a latent, which no estimator"
+            " here accounts for. Make it a constant, or put the density into the likelihood."
+        )
+    return Found(any(one.factors for one in found), any(one.points for one in found))
 
 
 @path_with_factors.register(Hierarchy)
-def _(part: Hierarchy, z: PyTree, seen: Callable[[Any], Any]) -> dict[str, Array]:
+def _(part: Hierarchy, z: PyTree, *, drops_masked: bool) -> dict[str, Array]:
     """Each latent's own derivative has its factor; what it passes on to its children has none."""
-    stopped = gated(seen(part), 0)
+    stopped = gated(part, 0)
     path: dict[str, Array] = {}
     for name, parents in part.parents:
         own = own_path(part.conditional(name, parents, z), z[name])
-        by_parents = reexpress(stopped.conditional(name, parents, path), z[name])
+        conditional = stopped.conditional(name, parents, path)
+        by_parents = path_by_parents(conditional, z[name], drops_masked=drops_masked)
         path[name] = with_path(z[name], own + by_parents)
     return path

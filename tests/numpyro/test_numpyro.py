@@ -7,7 +7,6 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
-from numpyro import handlers
 from numpyro.infer import SVI, RenyiELBO, Trace_ELBO, autoguide
 from numpyro.primitives import mutable
 
@@ -182,23 +181,6 @@ def test_a_subsampled_plate_must_enclose_every_site_unless_the_objective_is_the_
 
     found, expected = losses(KEY, {"q": np.float32(0.5)})
     np.testing.assert_allclose(found, expected, rtol=1e-5)
-
-
-def test_latents_of_different_scales_need_a_linear_objective_or_the_naive_gradient():
-    """Which is numpyro's."""
-
-    def model():
-        with handlers.scale(scale=0.3):
-            _normal()
-
-    with pytest.raises(ValueError, match=r"The latents \['z'\] have different scales"):
-        _gradient(model, _normal, **PAPERS)
-    _gradient(model, _normal, **PAPERS, objective=gdregs.ELBO())
-    found, expected = values_and_gradients(
-        (Bound(4), RenyiELBO(0, 4)), {"q": np.float32(0.5)}, model, _normal
-    )
-    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
-    np.testing.assert_allclose(found[1]["q"], expected[1]["q"], rtol=1e-4)
 
 
 def test_a_prior_without_a_path_is_an_obstacle_only_if_it_is_learned():

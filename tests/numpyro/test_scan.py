@@ -70,7 +70,7 @@ def unrolled_guide(series, reverse=False):
 
 
 def parts(model, guide, params, **options):
-    _, posterior, prior, _, _ = Bound(3)._read(
+    _, posterior, prior, _ = Bound(3)._read(
         jax.random.key(0), params, model, guide, (SERIES,), options
     )
     return posterior, prior
@@ -174,7 +174,7 @@ def test_sequences_in_a_plate_have_weights_of_their_own(float64):
         scan(step, jnp.zeros(batch.shape[1]), batch)
 
     def densities(params, data, z):
-        _, posterior, prior, _, _ = Bound(5)._read(KEY, params, model, guide, (data,), {})
+        _, posterior, prior, _ = Bound(5)._read(KEY, params, model, guide, (data,), {})
         z = posterior.sample(KEY, (5,)) if z is None else z
         return z, [posterior.log_prob(z), prior.log_prob(z), prior.likelihood(z)]
 

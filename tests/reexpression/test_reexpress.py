@@ -218,3 +218,15 @@ def test_users_add_rules_of_their_own(float64):
 
     gradient = jax.jit(jax.grad(lambda loc: gdregs.reexpress(Shifted(loc), np.array(3.0))))(1.0)
     assert gradient == 1
+
+
+def test_ends_of_a_support_may_be_arrays():
+    """Inside of a program they are known numbers, whose minimum JAX would trace."""
+    low = jnp.array(0.3)
+    interval = dist.transforms.biject_to(dist.constraints.interval(low, low + 1.0))
+
+    def path(loc):
+        moved = dist.TransformedDistribution(dist.Normal(loc, 1.0), [interval])
+        return gdregs.reexpress(moved, jnp.array(0.8))
+
+    np.testing.assert_allclose(jax.jit(jax.grad(path))(0.2), 0.25, rtol=1e-5)

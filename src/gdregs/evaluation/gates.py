@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from gdregs.reexpression.paths import refuse_captured
+from gdregs.reexpression.paths import refuse_captured, separate
 
 
 def gate(parameters: PyTree, strength: Any) -> PyTree:
-    """Return `parameters` unchanged with their gradient multiplied by `strength`.
+    """Return `parameters`, and anything beside them, with their gradient times `strength`.
 
     1 leaves them live, 0 stops them, -1 flips the sign of their gradient. The parameters of a
     distribution of several latents can have a strength for each latent, in a mapping.
@@ -24,8 +24,12 @@ def gate(parameters: PyTree, strength: Any) -> PyTree:
         if strength == 1:
             return parameters
         if strength == 0:
-            return jax.lax.stop_gradient(parameters)
-    return jax.tree.map(lambda leaf: _scale_gradient(leaf, strength), parameters)
+            return _each_array(jax.lax.stop_gradient, parameters)
+    return _each_array(lambda leaf: _scale_gradient(leaf, strength), parameters)
+
+
+def _each_array(function: Callable[[Array], Array], part: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: function(leaf) if eqx.is_inexact_array(leaf) else leaf, part)
 
 
 @functools.singledispatch
@@ -60,8 +64,7 @@ def _scale_gradient_jvp(primals, tangents):
 
 def gated(part: Any, strength: Any) -> Any:
     """`part`, a pytree of parameters and anything else, with its parameters behind a `gate`."""
-    parameters, rest = eqx.partition(part, eqx.is_inexact_array)
-    return eqx.combine(gate(parameters, strength), rest)
+    return gate(part, strength)
 
 
 def log_density(part: Any, z: PyTree) -> Array:
@@ -106,11 +109,10 @@ def gated_density(
     """
     if isinstance(strength, (int, float)) and strength == 1:
         return lambda z: log_prob(part, z)
-    parameters, rest = eqx.partition(part, eqx.is_inexact_array)
-    parameters = gate(parameters, strength)
+    parameters, with_parameters = separate(gate(part, strength))
 
     def evaluate(parameters, z):
-        return log_prob(eqx.combine(parameters, rest), z)
+        return log_prob(with_parameters(parameters), z)
 
     guarded = refuse_captured(evaluate, name)
     return lambda z: guarded(parameters, z)

@@ -183,11 +183,11 @@ def _pull_with_factors(
         paths.append((z_q, path.share(jnp.ones_like(r))))
         if path.varies:
             posterior = gated(model.posterior, path.strength)
-            z_b = path_with_factors(posterior, z, without_factors)
+            z_b = path_with_factors(posterior, z, drops_masked=False)
             paths.append((z_b, path.share(r) - path.share(jnp.ones_like(r))))
     if prior_row.has_path:
         prior = gated(model.prior, prior_row.path)
-        z_a = path_with_factors(prior, z, without_scales)
+        z_a = path_with_factors(prior, z, drops_masked=True)
         paths.append((z_a, 1 - r))
         to_prior = ((z_a, jnp.ones_like(r)),)
     z_l, z_score = fork(z, alive, *paths), fork(z, alive, *to_prior)

@@ -1,6 +1,7 @@
 """The front-end for numpyro: an objective for `numpyro.infer.SVI`."""
 
 import copy
+import dataclasses
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 from numpyro import handlers
 from numpyro.infer import elbo
 from numpyro.util import not_jax_tracer
@@ -27,36 +28,18 @@ from gdregs.numpyro.programs import (
     sample_sites,
 )
 from gdregs.numpyro.reading import (
+    check_factors,
     check_sites,
     find_inverses,
+    find_points,
     trace_program,
     values_of_type,
 )
 from gdregs.objectives import ELBO, IWAE, Objective
+from gdregs.reexpression.factors import has_factor
 from gdregs.reexpression.paths import once_differentiable
 from gdregs.shared.checks import positive_integer
 from gdregs.shared.tables import AUTO, is_auto, is_naive
-
-
-class ScaledLatents(Objective):
-    r"""An objective of weights whose latents' log-densities are multiplied by s.
-
-    The identities hold for $\log p(z)$ and $\log q(z)$ themselves, the log-weight has s times them:
-    $c_k = v_k - s \, \partial^2 F / \partial \ell_k^2$ accounts for that in every estimator.
-    """
-
-    objective: Objective
-    scale: Any
-
-    def __call__(self, log_weights: Float[Array, "K *batch"]) -> Float[Array, "*batch"]:
-        """The objective itself."""
-        return self.objective(log_weights)
-
-    def coefficients(self, log_weights: Float[Array, "K *batch"]) -> tuple[Array, Array]:
-        """Its v, and c with s times the second derivative."""
-        v, c = self.objective.coefficients(log_weights)
-        return v, v - self.scale * (v - c)
-
 
 _SHARED_TYPES = ["sample", "prng_key", "control_flow"]
 _OWN_TYPES = ["sample", "plate", "control_flow"]
@@ -179,9 +162,7 @@ class Bound(elbo.ELBO):
     ) -> Any:
         """Minus the bound, and the state of the `mutable` sites after the first particle."""
         param_map = _without_second_derivative(param_map)
-        key, posterior, prior, latent_scale, mutable = self._read(
-            rng_key, param_map, model, guide, args, kwargs
-        )
+        key, posterior, prior, mutable = self._read(rng_key, param_map, model, guide, args, kwargs)
         if mutable and self.num_particles > 1:
             warnings.warn(
                 f"mutable state is that of the first of {self.num_particles} particles.",
@@ -205,9 +186,6 @@ class Bound(elbo.ELBO):
         if self.is_learning:
             check_cost(posterior, prior, key)
         settings = self.settings
-        if latent_scale is not None and isinstance(settings.objective, Objective):
-            objective = ScaledLatents(settings.objective, latent_scale)
-            settings = settings._replace(objective=objective)
 
         def values() -> Array:
             likelihood = prior.likelihood
@@ -264,19 +242,26 @@ class Bound(elbo.ELBO):
         inverses = find_inverses(automatic, sample_sites(model_trace), sample_sites(guide_trace))
         self._check_factors(guide_trace)
         posterior = Guide(guide, layout, param_map, plates, (args, kwargs))
+        points, is_learned = find_points(posterior, guide_trace, is_naive=self._is_naive)
+        has_factors = is_learned or self._has_factors(layout, model_trace, guide_trace)
+        posterior = dataclasses.replace(posterior, has_factors=has_factors)
         drawn = tuple(latents(sample_sites(guide_trace)))
         is_subsampled = any(
             site["type"] == "plate" and len(site["value"]) < site["args"][0]
             for trace in (guide_trace, model_trace)
             for site in trace.values()
         )
-        parts = (layout, param_map, plates, (args, kwargs), inverses, drawn, is_subsampled)
+        fields = (layout, param_map, plates, (args, kwargs), inverses, drawn, is_subsampled)
+        parts = (*fields, points)
         if any(map(is_enumerated, sample_sites(model_trace).values())):
             prior = sum_out_discrete(model, parts, model_trace, guide_trace)
         else:
             prior = Model(model, *parts)
-        latent_scale = self._latent_scale(layout, model_trace, guide_trace)
-        return key, posterior, prior, latent_scale, mutable or None
+        prior = dataclasses.replace(prior, has_factors=has_factors)
+        if has_factors and not self._is_naive:
+            check_factors(posterior, guide_trace)
+            check_factors(prior, model_trace)
+        return key, posterior, prior, mutable or None
 
     @property
     def _is_linear(self) -> bool:
@@ -296,27 +281,19 @@ class Bound(elbo.ELBO):
                 f" not drawn from it, and only the estimators 'naive' are unbiased."
             )
 
-    def _latent_scale(self, layout: Layout, model_trace: Any, guide_trace: Any) -> Any:
-        """The factor at the densities of all latents, from `handlers.scale`; None if it is 1."""
-        if self._is_linear:
-            return None
+    def _has_factors(self, layout: Layout, model_trace: Any, guide_trace: Any) -> bool:
+        """Whether a mask or a scale makes the density of a latent enter the weight otherwise."""
+        ours, theirs = (latents(sample_sites(trace)) for trace in (model_trace, guide_trace))
         scales = [
-            (name, 1.0 if site["scale"] is None else site["scale"])
-            for trace in (model_trace, guide_trace)
-            for name, site in latents(sample_sites(trace)).items()
+            {name: 1.0 if site["scale"] is None else site["scale"] for name, site in sites.items()}
+            for sites in (ours, theirs)
         ]
-        first = scales[0][1] if scales else layout.scale
-        for _, scale in scales:
-            if scale is not first and not _is_close(scale, first):
-                if self._is_naive:
-                    return None
-                raise ValueError(
-                    f"The latents {sorted(dict(scales))} have different scales (handlers.scale, or"
-                    f" plates that do not enclose every site), so that their densities do not make"
-                    f" one importance weight. Use the same scale in model and guide, or"
-                    f" objective=gdregs.ELBO(), or the estimators 'naive'."
-                )
-        return None if _is_close(first, layout.scale) else first / layout.scale
+        if any(has_factor(site["fn"]) for sites in (ours, theirs) for site in sites.values()):
+            return True
+        if self._is_linear and scales[0].keys() == scales[1].keys():
+            # One factor for both densities of a latent leaves a linear objective as it is.
+            return any(not _is_close(scales[0][name], scales[1][name]) for name in scales[0])
+        return any(not _is_close(scale, layout.scale) for part in scales for scale in part.values())
 
     def _layout(self, model_trace: Any, guide_trace: Any) -> Layout:
         """The plates that enclose every site of both, and the sites' event axes."""

@@ -83,7 +83,8 @@ class EnumeratedModel(Model):
 
         def look():
             for factor in self._factors(z):
-                if factor.name in z and not _sums_of(factor):
+                is_drawn = factor.name in z and factor.name not in self.points
+                if is_drawn and not _sums_of(factor):
                     free.append(factor.name)
 
         jax.eval_shape(look)

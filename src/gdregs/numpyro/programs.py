@@ -7,6 +7,7 @@ that enclose every site. Sites are re-expressed in the order in which their prog
 that a site sees its parents move.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,6 +19,15 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from numpyro import handlers
 from numpyro.primitives import Messenger
 
+from gdregs.evaluation.gates import gated
+from gdregs.reexpression.factors import (
+    Found,
+    find_factors,
+    own_path,
+    path_by_parents,
+    path_with_factors,
+    strip,
+)
 from gdregs.reexpression.paths import refuse_differentiation, with_path
 from gdregs.reexpression.reexpress import NoReexpressionError, reexpress
 from gdregs.reexpression.reparameterized import is_reparameterized
@@ -89,12 +99,35 @@ class Program(eqx.Module):
     params: dict[str, PyTree]
     plates: dict[str, Array]  # the indices that each plate has drawn
     arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    has_factors: bool = eqx.field(static=True, default=False, kw_only=True)
+    stripped: tuple[type, ...] = eqx.field(static=True, default=(), kw_only=True)
 
     def run(self, handler: Messenger) -> Sites:
-        """Run the program for one particle under a handler; returns its sample sites."""
+        """Run the program for one particle under a handler; returns its sample sites.
+
+        The densities of latents lack the `stripped` kinds of factors.
+        """
         args, kwargs = self.arguments
         handler.fn = handlers.substitute(self.function, data={**self.params, **self.plates})
-        return sample_sites(handlers.trace(handler).get_trace(*args, **kwargs))
+        sites = sample_sites(handlers.trace(handler).get_trace(*args, **kwargs))
+        if self.stripped:
+            for name, site in latents(sites).items():
+                sites[name] = {**site, "fn": strip(site["fn"], self.stripped), "scale": None}
+        return sites
+
+    def is_moved(self, name: str) -> bool:
+        """Whether the program has a path for a latent."""
+        del name
+        return True
+
+    def path_of(self, name: str) -> Callable[[Any, Array], Array]:
+        """The rule by which a site's value follows its distribution."""
+        return lambda fn, value: moved(fn, value, name)
+
+    def follow(self, z: Values, path: Values) -> Values:
+        """The path of all latents, from that of those which have one."""
+        del z
+        return path
 
 
 class Guide(Program):
@@ -144,12 +177,17 @@ class Guide(Program):
     def log_prob(self, z: Values) -> Array:
         """The guide's log-density; what it computes from other sites (`Delta`) it computes anew."""
 
+        def at(fn, value, name):
+            del name
+            if not is_delta(fn):
+                return value
+            computed = jax.lax.stop_gradient(fn(rng_key=jax.random.key(0)))
+            return computed + (value - jax.lax.stop_gradient(value))
+
         def one(z):
             batch = next(iter(z.values())).shape[: len(self.layout.dims)]
-            at = AtSites(
-                self.layout.to_place(z), lambda fn, value, _: None if is_delta(fn) else value
-            )
-            return jnp.broadcast_to(self.layout.add_up(list(self.run(at).values())), batch)
+            sites = self.run(AtSites(self.layout.to_place(z), at))
+            return jnp.broadcast_to(self.layout.add_up(list(sites.values())), batch)
 
         return jax.vmap(one)(z)
 
@@ -164,14 +202,20 @@ class Model(Program):
     inverses: Any = eqx.field(static=True)  # auxiliary sites of the guide as functions of latents
     drawn: tuple[str, ...] = eqx.field(static=True)  # what the guide draws
     is_subsampled: bool = eqx.field(static=True)  # whether a plate is
+    points: tuple[str, ...] = eqx.field(static=True)  # latents of which the guide has one value
 
     def log_prob(self, z: Values) -> Array:
-        """The log-density of the latents."""
-        return self._evaluate(z, latents)
+        """The log-density of the latents that are drawn."""
+        return self._evaluate(z, lambda sites: self._split(sites)[0])
 
     def likelihood(self, z: Values) -> Array:
-        """The log-density of the observed sites given the latents."""
-        return self._evaluate(z, observed)
+        """The log-density of the observed sites, and of points, given the latents."""
+        return self._evaluate(z, lambda sites: self._split(sites)[1])
+
+    def _split(self, sites: Sites) -> tuple[Sites, Sites]:
+        points = {name: sites[name] for name in self.points if name in sites}
+        drawn = {name: site for name, site in latents(sites).items() if name not in points}
+        return drawn, {**observed(sites), **points}
 
     def without_latents(self) -> Array:
         """The log-density of a model that has no latents, `[*batch]`."""
@@ -179,8 +223,16 @@ class Model(Program):
 
     def is_moved(self, name: str) -> bool:
         """Whether the prior has a path for a latent."""
-        del name
-        return True
+        return name not in self.points
+
+    def path_of(self, name: str) -> Callable[[Any, Array], Array]:
+        """The rule by which a site's value follows its distribution, if that is learned."""
+        return lambda fn, value: _moved_lazily(fn, value, name)
+
+    def follow(self, z: Values, path: Values) -> Values:
+        """Move what the guide drew the latents from so that they follow their path."""
+        auxiliary = sorted(set(z) - set(path))
+        return {**path, **{n: _follow(n, z, path, self.inverses.get(n)) for n in auxiliary}}
 
     def _evaluate(self, z: Values, choose: Callable[[Sites], Sites]) -> Array:
         def one(z):
@@ -223,32 +275,62 @@ def _(guide: Guide, key: PRNGKeyArray, num_samples: int) -> bool:
     return all(isinstance(fn, dist.Delta) or fn.has_rsample for fn in guide.families(key))
 
 
-@reexpress.register(Guide)
-def _(guide: Guide, z: Values) -> Values:
-    """The path of every site of the guide."""
+@reexpress.register(Program)
+def _(program: Program, z: Values) -> Values:
+    """The path of every latent, and of those that the guide drew it from."""
+
+    def at(fn, value, name):
+        return program.path_of(name)(fn, value) if program.is_moved(name) else value
+
+    return jax.vmap(lambda z: _path(program, program.layout.to_place(z), at))(z)
+
+
+@strip.register(Program)
+def _(program: Program, kinds: tuple[type, ...]) -> Program:
+    """Masks and scales of latents, by distributions and handlers alike."""
+    return dataclasses.replace(program, stripped=kinds)
+
+
+@find_factors.register(Program)
+def _(program: Program, z: Any) -> Found:
+    """As a first run has found. The likelihood has the points' densities."""
+    del z
+    return Found(program.has_factors, points=False)
+
+
+@path_with_factors.register(Program)
+def _(program: Program, z: Values, *, drops_masked: bool) -> Values:
+    """Each site's own derivative has its factor; what it passes on to others has none."""
+
+    def own(site, z):
+        name, fn, scale = site["name"], site["fn"], site["scale"]
+        if not program.is_moved(name):
+            return z
+        scale = 1.0 if scale is None else scale / program.layout.scale
+        scale = jnp.reshape(scale, jnp.shape(scale) + (1,) * fn.event_dim)
+        return own_path(fn, z, scale, program.path_of(name))
+
+    def passed_on(fn, value, name):
+        path = value
+        if program.is_moved(name):
+            find = program.path_of(name)
+            path = path_by_parents(fn, value, drops_masked=drops_masked, path_of=find)
+        return with_path(value, path + value)  # the second one's derivative is the site's own
 
     def one(z):
-        sites = guide.run(AtSites(z, moved))
-        return guide.layout.to_front({name: s["value"] for name, s in latents(sites).items()})
+        z = program.layout.to_place(z)
+        sites = latents(program.run(AtSites(z, as_is)))
+        moved = {**z, **{name: own(site, z[name]) for name, site in sites.items()}}
+        return _path(gated(program, 0), moved, passed_on)
 
-    return jax.vmap(lambda z: one(guide.layout.to_place(z)))(z)
+    return jax.vmap(one)(z)
 
 
-@reexpress.register(Model)
-def _(model: Model, z: Values) -> Values:
-    """The path of every latent of the model, and of what the guide drew it from."""
-
-    def one(z):
-        def at(fn, value, name):
-            return _moved_lazily(fn, value, name) if model.is_moved(name) else value
-
-        sites = model.run(AtSites(z, at))
-        path = {name: site["value"] for name, site in latents(sites).items()}
-        for name in sorted(set(z) - set(path)):
-            path[name] = _follow(name, z, path, model.inverses.get(name))
-        return model.layout.to_front(path)
-
-    return jax.vmap(lambda z: one(model.layout.to_place(z)))(z)
+def _path(program: Program, z: Values, at: Callable[[Any, Array, str], Array]) -> Values:
+    """The path of one particle whose latents are in place, by that of each site; at the front."""
+    sites = program.run(AtSites(z, at))
+    path = {name: site["value"] for name, site in latents(sites).items()}
+    return program.layout.to_front(program.follow(z, path))
 
 
 def _follow(name: str, z: Values, path: Values, inverse: Callable | None) -> Array:
@@ -289,9 +371,9 @@ def as_is(fn: Any, value: Array, name: str) -> Array:
 
 
 class AtSites(Messenger):
-    """Give each latent site the value `at(fn, value, name)`; None leaves it to the program."""
+    """Give each latent site the value `at(fn, value, name)`."""
 
-    def __init__(self, z: Values, at: Callable[[Any, Array, str], Array | None]):
+    def __init__(self, z: Values, at: Callable[[Any, Array, str], Array]):
         self.z = z
         self.at = at
         super().__init__(None)
@@ -324,8 +406,7 @@ class AtSites(Messenger):
     def _value(self, msg: Any, choose: Callable[[Array], Array]) -> Array | None:
         if msg["type"] != "sample" or msg["is_observed"] or msg["name"] not in self.z:
             return None
-        value = self.at(msg["fn"], choose(self.z[msg["name"]]), msg["name"])
-        return msg["fn"](rng_key=jax.random.key(0)) if value is None else value  # a Delta: its own
+        return self.at(msg["fn"], choose(self.z[msg["name"]]), msg["name"])
 
 
 def sample_sites(trace: Any) -> Sites:

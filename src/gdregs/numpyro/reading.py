@@ -10,7 +10,20 @@ from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 from numpyro.infer import autoguide
 
-from gdregs.numpyro.programs import Sites, is_delta, is_enumerated, latents, sample_sites
+from gdregs.numpyro.programs import (
+    AtSites,
+    Guide,
+    Sites,
+    as_is,
+    is_delta,
+    is_enumerated,
+    latents,
+    sample_sites,
+    unwrapped,
+)
+from gdregs.reexpression.factors import factor_of
+from gdregs.reexpression.paths import separate
+from gdregs.reexpression.reparameterized import depend
 
 
 def trace_program(program: Any, data: Any, args: Any, kwargs: Any) -> Any:
@@ -61,6 +74,59 @@ def check_sites(model_trace: Any, guide_trace: Any) -> None:
     for name, site in drawn.items():
         if site["fn"].is_discrete:
             raise ValueError(f"Site {name!r} is a discrete latent, which has no gradient.")
+
+
+def find_points(guide: Guide, guide_trace: Any, *, is_naive: bool) -> tuple[tuple[str, ...], bool]:
+    """The latents of which a guide has one value, whatever it draws: point estimates.
+
+    Returns:
+        Their names, and whether any value that the guide computes has parameters of its own.
+
+    Raises:
+        ValueError: If the density of a computed value depends on a parameter, which only the naive
+            estimator accounts for.
+    """
+    sites = latents(sample_sites(guide_trace))
+    computed = sorted(name for name, site in sites.items() if is_delta(site["fn"]))
+    if not computed:
+        return (), False
+    drawn = {name: site["value"] for name, site in sites.items() if name not in computed}
+
+    def values(guide: Guide, z: Any) -> list[tuple[Any, Any]]:
+        found = guide.run(AtSites(z, as_is))
+        fns = [unwrapped(found[name]["fn"]) for name in computed]
+        return [(fn.v, fn.log_density) for fn in fns]
+
+    by_latents = depend(lambda z: values(guide, z), drawn)[::2]
+    parameters, with_parameters = separate(guide)
+    by_parameters = depend(lambda new: values(with_parameters(new), drawn), parameters)
+    for name, moves, density in zip(computed, by_latents, by_parameters[1::2], strict=True):
+        if moves and density and not is_naive:
+            raise ValueError(
+                f"The guide computes site {name!r} from others with a density that depends on"
+                f" parameters, which only the estimators 'naive' account for."
+            )
+    points = [name for name, moves in zip(computed, by_latents, strict=True) if not moves]
+    return tuple(points), any(by_parameters[::2])
+
+
+def check_factors(program: Any, trace: Any) -> None:
+    """An error if the mask or the scale of a latent depends on latents or parameters."""
+    z = {name: site["value"] for name, site in latents(sample_sites(trace)).items()}
+    parameters, with_parameters = separate(program)
+
+    def factors(parameters: Any, z: Any) -> dict[str, Any]:
+        sites = latents(with_parameters(parameters).run(AtSites(z, as_is)))
+        return {
+            name: (site["scale"], factor_of(site["fn"], site["value"]))
+            for name, site in sites.items()
+        }
+
+    if any(depend(factors, parameters, z)):
+        raise ValueError(
+            "The mask or scale of a latent depends on another latent or on a parameter, which only"
+            " the estimators 'naive' account for. Make it a constant, or use those."
+        )
 
 
 def find_inverses(guide: Any, model_sites: Sites, guide_sites: Sites) -> dict[str, Callable]:

@@ -7,7 +7,7 @@ Samples are drawn from the distribution itself, whatever its factor.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -16,7 +16,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from gdregs.reexpression.paths import align, with_path
-from gdregs.reexpression.reexpress import raise_rank, reexpress, rule
+from gdregs.reexpression.reexpress import raise_rank, reexpress
 from gdregs.reexpression.reparameterized import is_reparameterized
 from gdregs.reexpression.support import move_into_support
 
@@ -73,9 +73,8 @@ def with_factor(distribution: Any, factor: Any) -> WithFactor:
         An ELBO whose KL divergence counts half:
 
         >>> import gdregs, jax, numpyro.distributions as dist
-        >>> posterior, prior = (
-        ...     gdregs.with_factor(one, 0.5) for one in (dist.Normal(1.0, 0.8), dist.Normal(0.0, 1.0))
-        ... )
+        >>> posterior = gdregs.with_factor(dist.Normal(1.0, 0.8), 0.5)
+        >>> prior = gdregs.with_factor(dist.Normal(0.0, 1.0), 0.5)
         >>> float(prior.log_prob(0.0)) == 0.5 * float(dist.Normal(0.0, 1.0).log_prob(0.0))
         True
 
@@ -102,11 +101,30 @@ def has_factor(distribution: Any) -> bool:
     return isinstance(distribution, _WRAPPERS) and has_factor(distribution.base_dist)
 
 
+def is_point(distribution: Any) -> bool:
+    """Whether a distribution has one value; that has no score, as if the factor were 0."""
+    while has_factor(distribution) or isinstance(distribution, _WRAPPERS):
+        distribution = distribution.base_dist
+    return isinstance(distribution, dist.Delta)
+
+
+class Found(NamedTuple):
+    """What is special about the densities of a posterior or prior.
+
+    Attributes:
+        factors: Whether one has a factor other than 1.
+        points: Whether one has a single value.
+    """
+
+    factors: bool
+    points: bool
+
+
 @functools.singledispatch
-def has_factors(part: Any, z: PyTree) -> bool:
-    """Whether any density of a posterior or prior at z has a factor other than 1."""
+def find_factors(part: Any, z: PyTree) -> Found:
+    """Whether any density of a posterior or prior at z has a factor, or is a point."""
     del z
-    return has_factor(part)
+    return Found(has_factor(part), is_point(part))
 
 
 @functools.singledispatch
@@ -159,24 +177,46 @@ def _counts(distribution: Any, z: Array) -> Array:
     return jnp.broadcast_to(factor != 0, jnp.shape(z))
 
 
-def own_path(distribution: Any, z: PyTree, scale: Any = 1.0) -> PyTree:
+def own_path(
+    distribution: Any,
+    z: PyTree,
+    scale: Any = 1.0,
+    path_of: Callable[[Any, Any], Any] = reexpress,
+) -> PyTree:
     """The path of a sample, whose derivative is multiplied by the density's factor and a scale."""
-    path = reexpress(without_factors(distribution), z)
+    if is_point(distribution):
+        return z
+    path = path_of(without_factors(distribution), z)
     factor = factor_of(distribution, z) * raise_rank(scale, jnp.ndim(z))
     return with_path(z, factor * path)
 
 
+def path_by_parents(
+    distribution: Any,
+    z: Array,
+    *,
+    drops_masked: bool,
+    path_of: Callable[[Any, Any], Any] = reexpress,
+) -> Array:
+    """The path of a sample that is drawn whatever its factor; with its masked elements or not."""
+    path = path_of(without_factors(distribution), z)
+    masked = without_scales(distribution)
+    if not drops_masked or not has_factor(masked):
+        return path
+    return with_path(z, jnp.where(_counts(masked, z), path, z))
+
+
 @functools.singledispatch
-def path_with_factors(part: Any, z: PyTree, seen: Callable[[Any], Any]) -> PyTree:
+def path_with_factors(part: Any, z: PyTree, *, drops_masked: bool) -> PyTree:
     r"""The path of samples whose derivative by each node's parameters has that node's factor.
 
     Args:
         part: A posterior or prior.
         z: Samples, leaves `[K, *batch, *event]`.
-        seen: `without_factors` or `without_scales`: what the path of a node is by its parents.
+        drops_masked: Whether what is masked does not move, as it is no part of a prior.
     """
-    if isinstance(part, WithFactor):
-        path = path_with_factors(part.base_dist, z, seen)
+    if isinstance(part, WithFactor) and not isinstance(z, jax.Array):
+        path = path_with_factors(part.base_dist, z, drops_masked=drops_masked)
         shape = jnp.shape(jax.eval_shape(part.base_dist.log_prob, z))
         factor = jnp.broadcast_to(jax.lax.stop_gradient(part.factor), shape)
         return jax.tree.map(lambda leaf, p: with_path(leaf, align(factor, p) * p), z, path)
@@ -187,13 +227,6 @@ def path_with_factors(part: Any, z: PyTree, seen: Callable[[Any], Any]) -> PyTre
 def _(distribution: WithFactor, z: PyTree) -> PyTree:
     """A factor changes no path."""
     return reexpress(distribution.base_dist, z)
-
-
-@rule(dist.MaskedDistribution)
-def _masked(distribution: Any, z: Array) -> Array:
-    """A masked element is no part of the distribution, and has no path."""
-    path = reexpress(distribution.base_dist, z)
-    return jnp.where(_counts(distribution, z), path, z)
 
 
 @is_reparameterized.register(WithFactor)
@@ -222,8 +255,7 @@ def _(distribution: Any, z: Array) -> tuple[Array, Array | None]:
     if bare is distribution:
         return plain(bare, z)
     counts = _counts(distribution, z)
-    somewhere, inside = plain(bare, z)
-    if inside is None:
+    if plain(bare, z)[1] is None:
         return z, None
     looked_at = jnp.where(counts, z, bare.support.feasible_like(z))
     moved, inside = plain(bare, looked_at)

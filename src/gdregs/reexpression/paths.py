@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -87,6 +88,21 @@ def _one(value: Any, error: Exception) -> Array:
 
 
 _one.defjvp(_refuse, symbolic_zeros=True)
+
+
+def separate(part: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
+    """The parameters of a pytree of them and anything else, and the pytree as a function of them.
+
+    (numpyro's masked distributions cannot be taken apart by `equinox.partition`.)
+    """
+    leaves, structure = jax.tree.flatten(part)
+    places = [place for place, leaf in enumerate(leaves) if eqx.is_inexact_array(leaf)]
+
+    def with_parameters(parameters: list[Any]) -> Any:
+        new = dict(enumerate(leaves)) | dict(zip(places, parameters, strict=True))
+        return structure.unflatten(new.values())
+
+    return [leaves[place] for place in places], with_parameters
 
 
 def refuse_captured(function: Callable[..., Array], part: str) -> Callable[..., Array]:

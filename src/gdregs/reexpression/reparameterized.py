@@ -4,13 +4,13 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.extend
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import PRNGKeyArray, PyTree
 
+from gdregs.reexpression.paths import separate
 from gdregs.reexpression.reexpress import MovingSupportError, reexpress
 
 
@@ -21,10 +21,10 @@ def is_reparameterized(posterior: Any, key: PRNGKeyArray, num_samples: int) -> b
     numpyro distributions say so themselves. The sampler of anything else is traced: it counts as
     reparameterized if the derivative of each latent depends on a parameter's.
     """
-    parameters, rest = eqx.partition(posterior, eqx.is_inexact_array)
+    parameters, with_parameters = separate(posterior)
 
     def draw(parameters):
-        return eqx.combine(parameters, rest).sample(key, (num_samples,))
+        return with_parameters(parameters).sample(key, (num_samples,))
 
     def derivative(tangents):
         return jax.jvp(draw, (parameters,), (tangents,))[1]
@@ -58,11 +58,11 @@ def has_moving_support(posterior: Any, z: PyTree) -> bool:
 
     Then the expected score is not 0, and an estimator that stops the density is biased.
     """
-    parameters, rest = eqx.partition(posterior, eqx.is_inexact_array)
+    parameters, with_parameters = separate(posterior)
 
     def move(parameters, z):
         def path(parameters):
-            return reexpress(eqx.combine(parameters, rest), z)
+            return reexpress(with_parameters(parameters), z)
 
         return jax.jvp(path, (parameters,), (parameters,))
 

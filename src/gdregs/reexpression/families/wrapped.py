@@ -13,7 +13,7 @@ from numpyro.util import not_jax_tracer
 from gdregs.reexpression.reexpress import NoReexpressionError, hold, reexpress, rule
 
 
-@rule(dist.Independent, dist.ExpandedDistribution)
+@rule(dist.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)
 def _wrapped(distribution: Any, z: Array) -> Array:
     """The base distribution's own path: these wrappers only change how densities add up."""
     return reexpress(distribution.base_dist, z)
@@ -77,9 +77,10 @@ def _movers(step: Any, ends: set[float]) -> list[Any]:
 
 
 def _moved_ends(step: Any, ends: set[float]) -> set[float]:
-    if isinstance(step, transforms.AffineTransform):
-        return {_number(step.loc if end == 0 else step(end)) for end in ends}
-    return {_number(step(end)) for end in ends if not math.isnan(end)} | _ends(step.codomain)
+    with jax.ensure_compile_time_eval():
+        if isinstance(step, transforms.AffineTransform):
+            return {_number(step.loc if end == 0 else step(end)) for end in ends}
+        return {_number(step(end)) for end in ends if not math.isnan(end)} | _ends(step.codomain)
 
 
 def _ends(support: Any) -> set[float]:
@@ -97,5 +98,6 @@ def _number(value: Any) -> float:
     """A concrete number, or NaN for what is being traced or differs along an array."""
     if not not_jax_tracer(value):
         return math.nan
+    value = np.asarray(value)  # whose minimum is known while a program is traced, unlike JAX's
     smallest, largest = float(np.min(value)), float(np.max(value))
     return smallest if smallest == largest else math.nan
