@@ -14,6 +14,7 @@ from pyro.infer import SVI, RenyiELBO, Trace_ELBO, autoguide  # noqa: E402
 import gdregs.pyro  # noqa: E402
 import gdregs.torch  # noqa: E402
 import torch_means  # noqa: E402
+from gdregs.torch import digits  # noqa: E402
 from pyro_programs import (  # noqa: E402
     DATA,
     assert_unbiased,
@@ -438,3 +439,13 @@ def test_a_rule_of_ones_own():
     bound = Bound(2, None, "dregs", "gdregs")
     with pytest.raises(TypeError, match="posterior: site 'z': Unknown has no re-expression rule"):
         bound.loss_and_grads(simple, unknown_guide, DATA)
+
+
+def test_draws_without_digits_are_warned_of(monkeypatch):
+    monkeypatch.setattr(digits, "_WARNED", set())
+
+    def sparse(data):
+        pyro.sample("z", dist.Dirichlet(torch.full((3,), 0.01, dtype=torch.float32)))
+
+    with pytest.warns(UserWarning, match=r"Draws of a Dirichlet with the concentration 0\.01"):
+        Bound(2).loss(sparse, sparse, DATA)

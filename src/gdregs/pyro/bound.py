@@ -29,6 +29,7 @@ from gdregs.torch import weights
 from gdregs.torch.auto import Auto
 from gdregs.torch.autograd import with_gradient
 from gdregs.torch.batch_norm import refusing_batch_norm
+from gdregs.torch.digits import warn_of_lost_digits
 from gdregs.torch.gates import POSTERIOR, PRIOR
 from gdregs.torch.objectives import ELBO, IWAE, Objective
 from gdregs.torch.pull import pull
@@ -324,6 +325,8 @@ class _Look:
     def _read(self, sites: Any, drawn: Any) -> None:
         """What the first run says of all others."""
         read_sites(sites, drawn, self.is_naive)
+        for site in latents(drawn).values():
+            warn_of_lost_digits(site["fn"])
         layout = read_layout(sites, drawn, self.model.particles, self.bound._is_linear)
         self.guide.layout = self.model.layout = layout
         self.has_factors = weights.HasFactors(

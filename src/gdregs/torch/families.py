@@ -267,7 +267,8 @@ def _mixture(distribution: Any, z: Tensor) -> Tensor:
                 name: getattr(base, name).expand(shape)[..., index]
                 for name in base.arg_constraints
                 if name in base.__dict__
-            }
+            },
+            validate_args=False,
         )
         path.append(_scalar_mixture(log_weights, factor, z[..., index]))
         log_weights = log_weights + factor.log_prob(path[-1][..., None])
@@ -287,4 +288,6 @@ def _scalar_mixture(log_weights: Tensor, component: Any, z: Tensor) -> Tensor:
         is_low = (weights * below).sum(-1, keepdim=True) < 0.5
         slope = torch.where(is_low, -below, 1 - below) * (log_weights - log_density).exp()
     moved = (share * (paths - paths.detach())).sum(-1)
-    return z.detach() + moved + (slope * (log_weights - log_weights.detach())).sum(-1)
+    # (A component of weight 0 has the logarithm -inf, and no part in this.)
+    changes = torch.where(slope == 0, torch.zeros_like(slope), log_weights - log_weights.detach())
+    return z.detach() + moved + (slope * changes).sum(-1)

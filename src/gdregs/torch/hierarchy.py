@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gdregs.shared.graphs import check_names, is_distribution, read_node, topological_order
 from gdregs.torch.autograd import Switch, gate, link
+from gdregs.torch.digits import warn_of_lost_digits
 from gdregs.torch.gates import POSTERIOR, Gates, log_prob_of, read_factors
 from gdregs.torch.reexpress import ByClass, reexpress
 
@@ -113,6 +114,7 @@ class Hierarchy(nn.Module):
     def draw(self, name: str, conditional: Any, sample_shape: torch.Size) -> Tensor:
         """Draw a latent from its conditional, which has the leading axes of its parents."""
         parents = self.parents[name]
+        warn_of_lost_digits(conditional)
         z = conditional.sample(torch.Size() if parents else sample_shape)
         if z.shape[: len(sample_shape)] != sample_shape:
             raise ValueError(
@@ -230,6 +232,7 @@ def draw_and_walk(
         type(part).sample is Hierarchy.sample and type(part).log_prob is Hierarchy.log_prob
     )
     if not draws_itself:
+        warn_of_lost_digits(part)
         z = part.sample(sample_shape)
         leaves: Any = (
             {n: as_leaf(v) for n, v in z.items()} if isinstance(z, Mapping) else as_leaf(z)
