@@ -41,6 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
         if outcome.kind != "right":
             print(f"    {outcome.text}", flush=True)
         failures += outcome.is_failure
+        if failures and arguments.until_failure:
+            break
     results.write()
     return failures
 
@@ -55,6 +57,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--fresh", action="store_true", help="forget what this front-end had")
     parser.add_argument("--show", type=int, help="print the program of this seed")
     parser.add_argument("--minimise", type=int, help="shrink the program of this seed")
+    parser.add_argument("--until-failure", action="store_true")
     parser.add_argument("--mutants", action="store_true")
     return parser.parse_args()
 

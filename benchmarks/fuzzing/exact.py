@@ -9,7 +9,8 @@ from fuzzing.program import Program
 
 def without_chunks(program: Program) -> Program:
     """The same program, all samples at once."""
-    return dataclasses.replace(program, chunk_size=None, vectorized=True)
+    is_vectorized = program.vectorized or program.frontend == "numpyro"
+    return dataclasses.replace(program, chunk_size=None, vectorized=is_vectorized)
 
 
 def tolerance(program: Program) -> float:

@@ -148,12 +148,6 @@ SUPPORTS = {
             "Laplace truncated": _truncated("Laplace", _INTERVAL, -1.0, 2.0),
             "Logistic truncated": _truncated("Logistic", _INTERVAL, -1.0, 2.0),
             "SoftLaplace truncated": _truncated("SoftLaplace", _INTERVAL, -1.0, 2.0),
-            "StudentT truncated": Family(
-                "dist.TruncatedDistribution(dist.StudentT({4}, {0}, {1}), low={2}, high={3})",
-                (*_LOC_SCALE, end(-1.0), end(2.0), positive(5.0)),
-                "free",
-                True,
-            ),
             "TruncatedNormal": Family(
                 "dist.TruncatedNormal({0}, {1}, low={2}, high={3})",
                 (*_LOC_SCALE, end(-1.0), end(2.0)),

@@ -11,7 +11,8 @@ from typing import Any
 
 from fuzzing.judge import Outcome
 
-KINDS = ("right", "refused", "declined", "unjudged", "undecided", "biased", "inexact", "nan", "raw")
+FAILURES = ("biased", "inexact", "nan", "raw")
+KINDS = ("right", "refused", "declined", "unjudged", "undecided", *FAILURES)
 
 
 class Record:
@@ -52,8 +53,7 @@ class Record:
         for seed, (kind, _, _, text) in sorted(self.rows.items()):
             if kind in ("refused", "declined"):
                 reasons.setdefault(general(text), []).append(seed)
-        others = json.loads(self.path.read_text()) if self.path.exists() else {}
-        others[self.frontend] = {
+        part = {
             "programs": len(self.rows),
             **self.counts(),
             "seconds": round(sum(row[1] for row in self.rows.values())),
@@ -65,7 +65,14 @@ class Record:
             "hardware": platform.processor() or platform.machine(),
             "rows": {str(seed): row for seed, row in sorted(self.rows.items())},
         }
-        self.path.write_text(json.dumps(others, indent=1) + "\n")
+        write_part(self.path, self.frontend, part)
+
+
+def write_part(path: Path, name: str, part: dict) -> None:
+    """Put a part into a file that others have parts in."""
+    parts = json.loads(path.read_text()) if path.exists() else {}
+    parts[name] = part
+    path.write_text(json.dumps(parts, indent=1) + "\n")
 
 
 def general(text: str) -> str:
