@@ -169,3 +169,39 @@ def test_latents_that_differ_are_named():
 
     with pytest.raises(ValueError, match=r"over the latents \['b'\] was given \['a'\]"):
         traced(run, np.zeros(2))
+
+
+@pytest.mark.parametrize("options", [{}, {"num_gradient_samples": 2}, {"chunk_size": 3}])
+@pytest.mark.parametrize("by", range(3))
+def test_a_second_derivative_is_refused(by, options):
+    """That of the surrogate would be 0 or wrong. By posterior, prior and a captured parameter."""
+
+    def value(x):
+        phi, theta, slope = (x if place == by else 0.5 for place in range(3))
+        parts = dist.Normal(phi, 0.8), dist.Normal(theta, 1.0), lambda z: -slope * z**2
+        return gdregs.bound(*parts, key=KEY, num_samples=4, **options)
+
+    traced(jax.grad(value), 0.3)
+    with pytest.raises(NotImplementedError, match="has no second derivative"):
+        traced(jax.grad(jax.grad(value)), 0.3)
+
+
+@pytest.mark.parametrize("estimator", ["naive", "dregs"])
+def test_a_datapoint_without_weight_has_the_gradient_0(estimator):
+    """A posterior far outside of its own bounds has no density."""
+
+    @jax.jit
+    @jax.grad
+    def gradient(loc):
+        posterior = dist.TruncatedNormal(loc, 0.1, low=-1.0, high=1.0)
+        prior = dist.Normal(jnp.zeros(2), 1.0)
+        options = {"posterior_estimator": estimator, "prior_estimator": "naive"}
+        likelihood = lambda z: -(z**2)  # noqa: E731
+        return jnp.sum(
+            gdregs.bound(posterior, prior, likelihood, key=KEY, num_samples=4, **options)
+        )
+
+    found = gradient(np.array([0.2, 1e30], np.float32))
+    assert np.isfinite(found).all()
+    assert found[0] != 0
+    assert found[1] == 0

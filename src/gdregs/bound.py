@@ -230,6 +230,7 @@ def evaluate(
         is_whole = settings.num_gradient_samples is None and settings.chunk_size is None
         likelihood = watched(likelihood, is_linear=is_linear, sees_same_noise=is_whole)
     model = read_model(posterior, prior, likelihood, key, num_samples, settings.chunk_size)
+    model = model.only_once_differentiable()
     own_path = _check_paths(model, posterior_row, prior_row)
     given = model.with_noise(model.noise(0, model.num_samples))
     found = [find_factors(part, model.shapes) for part in (given.posterior, given.prior)]

@@ -18,7 +18,7 @@ from gdregs.evaluation.meshes import SAMPLES, spread
 from gdregs.evaluation.resampling import resample, take_rows
 from gdregs.evaluation.weights import Model, Noise
 from gdregs.reexpression.factors import path_with_factors, without_factors, without_scales
-from gdregs.reexpression.paths import align
+from gdregs.reexpression.paths import align, captured_once_differentiable
 from gdregs.reexpression.reexpress import reexpress
 from gdregs.reexpression.support import move_into_support
 from gdregs.shared.tables import PosteriorEstimator, PosteriorMix, PriorEstimator
@@ -132,8 +132,8 @@ def pull(
     if estimators.has_factors:
         return _pull_with_factors(model, estimators, weighed, span)
     z, noise, v, r = weighed
-    drawing, model = model, model.with_noise(noise)
     alive = v != 0
+    drawing, model = model, model.with_noise(noise).without_dead(alive)
     posterior_row, prior_row = estimators.posterior, estimators.prior
     to_posterior, to_prior = [], ()
     for path in posterior_row.paths:
@@ -146,10 +146,13 @@ def pull(
     log_prob = log_density if estimators.keeps_indirect_scores else log_density_without_indirect
     log_prior = gated_density(model.prior, prior_row.density, "prior", log_prob)
     log_posterior = gated_density(model.posterior, posterior_row.density, "posterior", log_prob)
-    terms = (
-        model.log_likelihood(z_lik, noise.likelihood) + log_prior(z_rest) - log_posterior(z_rest)
-    )
+    terms = _log_likelihood(model, noise, z_lik) + log_prior(z_rest) - log_posterior(z_rest)
     return jnp.sum(jnp.where(alive, v * jnp.where(alive, terms, 0), 0), axis=0)
+
+
+def _log_likelihood(model: Model, noise: Noise, z: PyTree) -> Array:
+    """The log-likelihood, which cannot be differentiated twice."""
+    return captured_once_differentiable(lambda z: model.log_likelihood(z, noise.likelihood))(z)
 
 
 def _sampling_path(
@@ -173,8 +176,8 @@ def _pull_with_factors(
     factors of its own. A masked node of the prior is no part of p here.
     """
     z, noise, v, r = weighed
-    drawing, model = model, model.with_noise(noise)
     alive = v != 0
+    drawing, model = model, model.with_noise(noise).without_dead(alive)
     sampled, auxiliary = without_factors(model.posterior), without_scales(model.prior)
     posterior_row, prior_row = estimators.posterior, estimators.prior
     paths, to_prior = [], ()
@@ -194,7 +197,7 @@ def _pull_with_factors(
     log_prob = log_density if estimators.keeps_indirect_scores else log_density_without_indirect
     log_prior = gated_density(model.prior, prior_row.density, "prior", log_prob)
     log_posterior = gated_density(model.posterior, posterior_row.density, "posterior", log_prob)
-    terms = model.log_likelihood(z_l, noise.likelihood) + log_prior(z_l) - log_posterior(z_l)
+    terms = _log_likelihood(model, noise, z_l) + log_prior(z_l) - log_posterior(z_l)
     if prior_row.has_path:
         log_sampled = gated_density(sampled, 0, "posterior", log_prob)
         log_auxiliary = gated_density(auxiliary, 0, "prior", log_prob)

@@ -5,12 +5,15 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree
+import numpyro.distributions as dist
+from jaxtyping import Array, Bool, Float, Key, PRNGKeyArray, PyTree
 
 from gdregs.evaluation.keys import Start, keys_of_noise, keys_of_samples, typed_key
 from gdregs.evaluation.meshes import DATA, SAMPLES, devices_along, spread
+from gdregs.reexpression.paths import align, only_once_differentiable
 from gdregs.reexpression.support import move_into_support
 from gdregs.shared.checks import (
     check_draw,
@@ -82,6 +85,35 @@ class Model(NamedTuple):
     dtype: Any = None
     shapes: PyTree = None
     lead: tuple[int, ...] = ()
+
+    def only_once_differentiable(self) -> "Model":
+        """The same, whose posterior and prior raise if they are differentiated twice."""
+        posterior, prior = map(only_once_differentiable, (self.posterior, self.prior))
+        return self._replace(posterior=posterior, prior=prior)
+
+    def without_dead(self, alive: Bool[Array, "M *batch"]) -> "Model":
+        """The same, whose distributions have no derivative where no sample has weight.
+
+        It is 0 times the derivative of a density there, which may be NaN.
+        """
+        dead = ~jnp.any(alive, axis=0)
+
+        def stopped(leaf: Any) -> Any:
+            if not eqx.is_inexact_array(leaf):
+                return leaf
+            is_of_datapoint = leaf.shape[: dead.ndim] == dead.shape
+            where = align(dead, leaf) if is_of_datapoint else jnp.all(dead)
+            return jnp.where(where, jax.lax.stop_gradient(leaf), leaf)
+
+        def of_part(part: Any) -> Any:
+            is_distribution = isinstance(part, dist.Distribution)
+            return jax.tree.map(stopped, part) if is_distribution else part
+
+        posterior, prior = (
+            jax.tree.map(of_part, part, is_leaf=lambda one: isinstance(one, dist.Distribution))
+            for part in (self.posterior, self.prior)
+        )
+        return self._replace(posterior=posterior, prior=prior)
 
     def sample_keys(self, start: Start, size: int) -> Key[Array, " size"]:
         """The keys with which the samples from `start` on are drawn."""

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,7 +36,6 @@ from gdregs.numpyro.reading import (
 )
 from gdregs.objectives import ELBO, IWAE, Objective
 from gdregs.reexpression.factors import has_factor
-from gdregs.reexpression.paths import once_differentiable
 from gdregs.shared.checks import positive_integer
 from gdregs.shared.tables import AUTO, is_auto, is_naive
 
@@ -161,7 +159,6 @@ class Bound(elbo.ELBO):
         **kwargs: Any,
     ) -> Any:
         """Minus the bound, and the state of the `mutable` sites after the first particle."""
-        param_map = _without_second_derivative(param_map)
         key, posterior, prior, mutable = self._read(rng_key, param_map, model, guide, args, kwargs)
         if mutable and self.num_particles > 1:
             warnings.warn(
@@ -311,26 +308,20 @@ class Bound(elbo.ELBO):
             scales[name] = trace[name]["args"][0] / size if name in trace else 1.0
         for name, _, size in set().union(*stacks) - enclosing:
             if scales[name] != 1 and not self._is_linear:
+                has_sums = any(map(is_enumerated, sample_sites(model_trace).values()))
+                remedy = (
+                    "the whole data" if has_sums else "objective=gdregs.ELBO(), or the whole data"
+                )
                 raise ValueError(
                     f"The plate {name!r} is subsampled but does not enclose every site of model and"
                     f" guide, so that its {size} elements cannot stand for all of them inside of"
-                    f" one importance weight. Use objective=gdregs.ELBO(), or the whole data."
+                    f" one importance weight. Use {remedy}."
                 )
         scale = 1.0
         for name, _, _ in enclosing:
             scale *= scales[name]
         dims = tuple(sorted(dim for _, dim, _ in enclosing))
         return Layout(dims, scale, tuple((n, s["fn"].event_dim) for n, s in sites.items()))
-
-
-def _without_second_derivative(params: dict[str, Any]) -> dict[str, Any]:
-    error = NotImplementedError(
-        "The bound has no second derivative: the gradient of its surrogate is an estimator, the"
-        " Hessian is not. Differentiate numpyro.infer.util.log_density instead."
-    )
-    parameters, rest = eqx.partition(params, eqx.is_inexact_array)
-    parameters = jax.tree.map(lambda leaf: once_differentiable(leaf, error), parameters)
-    return eqx.combine(parameters, rest)
 
 
 def _is_close(a: Any, b: Any) -> bool:

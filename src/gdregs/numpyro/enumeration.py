@@ -215,8 +215,8 @@ def _common_scale(group: list[Factor]) -> Any:
         names = sorted(factor.name for factor in group)
         raise ValueError(
             f"The sites {names} are summed over a discrete latent together, but have different"
-            f" scales (handlers.scale, or a subsampled plate around some of them). Put the same"
-            f" plates and scale around all of them."
+            f" scales (handlers.scale, or a subsampled plate around some of them). Use the whole"
+            f" data, or put the same plates and scale around all of them."
         )
     return group[0].scale
 

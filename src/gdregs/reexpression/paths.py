@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
+import jax.extend
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -105,6 +106,38 @@ def separate(part: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
     return [leaves[place] for place in places], with_parameters
 
 
+NO_SECOND_DERIVATIVE = NotImplementedError(
+    "gdregs.bound has no second derivative: the gradient of its surrogate is an estimator, and the"
+    " surrogate's Hessian is not one. Differentiate gdregs.log_weights for that."
+)
+
+
+def only_once_differentiable(part: Any, error: Exception = NO_SECOND_DERIVATIVE) -> Any:
+    """A pytree that raises if anything is differentiated twice by its arrays."""
+    parameters, with_parameters = separate(part)
+    return with_parameters([once_differentiable(leaf, error) for leaf in parameters])
+
+
+def captured_once_differentiable(function: Callable[..., Array]) -> Callable[..., Array]:
+    """`function`, which raises if it is differentiated twice by a value that it captures."""
+    return _guard_captured(function, lambda value: once_differentiable(value, NO_SECOND_DERIVATIVE))
+
+
+def _guard_captured(
+    function: Callable[..., Array], guard: Callable[[Array], Array]
+) -> Callable[..., Array]:
+    def guarded(*arguments):
+        # A function that is new each time: what is traced of a known one is cached.
+        program = jax.make_jaxpr(lambda *new: function(*new))(*arguments)
+        captured = map(jnp.asarray, program.consts)  # float64 of numpy's becomes float32
+        captured = [guard(value) if eqx.is_inexact_array(value) else value for value in captured]
+        program = jax.extend.core.ClosedJaxpr(program.jaxpr, captured)
+        (result,) = jax.extend.core.jaxpr_as_fun(program)(*jax.tree.leaves(arguments))
+        return result
+
+    return guarded
+
+
 def refuse_captured(function: Callable[..., Array], part: str) -> Callable[..., Array]:
     """`function`, which raises if it is differentiated by a value that is not an argument."""
 
@@ -118,8 +151,4 @@ def refuse_captured(function: Callable[..., Array], part: str) -> Callable[..., 
         )
         return refuse_differentiation(value, error)
 
-    def guarded(*arguments):
-        hoisted, values = jax.closure_convert(function, *arguments)
-        return hoisted(*arguments, *map(guard, values))
-
-    return guarded
+    return _guard_captured(function, guard)
