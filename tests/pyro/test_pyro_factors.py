@@ -222,7 +222,8 @@ def test_a_scale_of_all_sites_may_be_a_tensor():
     assert values[0] == pytest.approx(values[1])
 
 
-def test_factors_that_depend_on_latents_are_refused():
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_factors_that_depend_on_latents_are_refused(vectorize):
     def model(data):
         with copies_of(data):
             level = pyro.sample("level", dist.Normal(0.0, 1.0))
@@ -232,9 +233,13 @@ def test_factors_that_depend_on_latents_are_refused():
                 pyro.sample("x", dist.Normal(z + level, 1.0), obs=data)
 
     guide = Programs().guide
+    options = {"vectorize_particles": vectorize}
+    loss = Bound(8, IWAE, "dregs", "gdregs", **options)
     with pytest.raises(ValueError, match=r"A factor on a density .* depends on latents"):
-        Bound(4, IWAE, "dregs", "gdregs", **AT_ONCE).loss_and_grads(model, guide, DATA)
-    Bound(4, IWAE, "naive", "naive", **AT_ONCE).loss_and_grads(model, guide, DATA)
+        loss.loss_and_grads(model, guide, DATA)
+    Bound(8, IWAE, "naive", "naive", **options).loss_and_grads(model, guide, DATA)
+    for programs in PROGRAMS.values():  # none of which does
+        loss.loss_and_grads(programs.model, programs.guide, DATA)
 
 
 def test_automatic_guides_of_masked_models():

@@ -21,15 +21,15 @@ def _same_default():
     torch.set_default_dtype(default)
 
 
-@pytest.mark.parametrize("seed", [5, 12, 16, 17, 30, 55])
+@pytest.mark.parametrize("seed", [0, 5, 12, 16, 17, 30])
 def test_fixed_programs_are_right(seed):
     program = generate("torch", seed)
-    outcome = judge(program, runner_of("torch"))
+    outcome = judge(program, runner_of("torch"), blocks=4)
     assert outcome.kind == "right", f"{outcome}\n{text_of(program)}"
 
 
 def test_a_biased_estimator_is_found():
     program = dataclasses.replace(
-        generate("torch", 55), estimators=("stl", "gdregs"), num_samples=4, objective="IWAE()"
+        generate("torch", 5), estimators=("stl", "gdregs"), num_samples=4, objective="IWAE()"
     )
-    assert judge(program, runner_of("torch")).kind == "biased"
+    assert judge(program, runner_of("torch"), blocks=4).kind == "biased"

@@ -22,7 +22,7 @@ from torch import Tensor
 from gdregs.pyro.factors import Site, factors_of
 from gdregs.pyro.layout import Sites, Values
 from gdregs.torch.autograd import Strength, Switch, gate, link, with_path
-from gdregs.torch.gates import POSTERIOR, PRIOR, Gates, Node
+from gdregs.torch.gates import POSTERIOR, PRIOR, Gates, Node, not_constant
 from gdregs.torch.hierarchy import Walked, walk
 from gdregs.torch.random_state import generators, states
 from gdregs.torch.reexpress import NoReexpressionError
@@ -172,6 +172,8 @@ class Model(Program):
 def _(part: Program, leaves: Values, needs_path: bool, switch: Switch, gates: Gates) -> Walked:
     """Each site sees its parents as leaves and as points on their path at the same time."""
     paths, terms, plain = [], [], []
+    gates = gates._replace(has_samples=part.particles is not None)
+    first: Sites = {}
     for number, (values, size) in enumerate(part.runs(leaves)):
         path: Values = {}
         strengths: dict[str, Strength] = {}
@@ -198,6 +200,9 @@ def _(part: Program, leaves: Values, needs_path: bool, switch: Switch, gates: Ga
             return link(values[name], path[name], switch)
 
         sites = part.run(size, at)
+        first = first or sites
+        if gates.refuses and not gates.has_samples:
+            check_factors(sites, first)
         for name, strength in strengths.items():
             r = None if gates.r is None else part.layout.place(part.of_run(gates.r, number))
             factors = factors_of(sites[name], part.layout.scale)
@@ -213,6 +218,14 @@ def _(part: Program, leaves: Values, needs_path: bool, switch: Switch, gates: Ga
         part.gather(paths) if needs_path else None,
         part.gather(plain) if has_factors else None,
     )
+
+
+def check_factors(sites: Sites, others: Sites) -> None:
+    """An error if the factors on latents' densities are not those of another particle."""
+    for name, site in latents(sites).items():
+        one, other = factors_of(site), factors_of(others[name])
+        if (one is None) != (other is None) or (one and other and one.differs_from(other)):
+            raise not_constant()
 
 
 def moved(site: Site, value: Tensor, gates: Gates) -> Tensor:

@@ -179,14 +179,22 @@ class Factors(NamedTuple):
     def _add_up(self, elements: Tensor) -> Tensor:
         return elements.sum(list(range(-self.num_summed, 0))) if self.num_summed else elements
 
+    def is_live(self) -> bool:
+        """Whether the factor is differentiated."""
+        return isinstance(self.value, Tensor) and self.value.requires_grad
+
     def depends_on_samples(self, z: Tensor) -> bool:
-        """Whether the factor is found to depend on latents or parameters."""
-        value = self.value
-        if not isinstance(value, Tensor):
+        """Whether the factor has other values for some of the samples, `[M, *batch, *event]`."""
+        value, rank = self.value, z.ndim - len(self.plain.event_shape)
+        if not isinstance(value, Tensor) or value.ndim != rank or len(value) != len(z):
             return False
-        rank = z.ndim - len(self.plain.event_shape)
-        is_of_samples = value.ndim == rank and 1 < len(value) == len(z)
-        return value.requires_grad or (is_of_samples and bool((value != value[:1]).any()))
+        return bool((value != value[:1]).any())
+
+    def differs_from(self, other: "Factors") -> bool:
+        """Whether another density, of the same kind, has another factor."""
+        if isinstance(self.value, Tensor) and isinstance(other.value, Tensor):
+            return not torch.equal(self.value, other.value)
+        return self.value is not other.value and self.value != other.value
 
 
 def _with_axes(factor: Any, num_axes: int) -> Any:

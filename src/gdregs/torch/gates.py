@@ -20,12 +20,14 @@ class Gates(NamedTuple):
             by its own conditional's parameters; None where it is 1.
         r: The shares of the samples, `[M, *batch]`.
         refuses: Whether a factor that depends on latents or parameters is an error.
+        has_samples: Whether values have an axis of samples, in front.
     """
 
     is_prior: bool
     own: Callable[[Any, Any, Any], Any] | None = None
     r: Any = None
     refuses: bool = False
+    has_samples: bool = True
 
     def strength(self, name: Any, factors: Factors | None, z: Tensor, r: Tensor | None) -> Strength:
         """That of a node.
@@ -43,12 +45,19 @@ class Gates(NamedTuple):
 
     def check(self, factors: Factors, z: Tensor) -> None:
         """An error if the estimators need a constant factor, and this one is none."""
-        if self.refuses and factors.depends_on_samples(z):
-            raise ValueError(
-                "A factor on a density (with_factor, a mask, a scale) depends on latents or on"
-                " parameters, so that only the estimators 'naive' are unbiased. Make the factor a"
-                " constant, or use posterior_estimator='naive' and prior_estimator='naive'."
-            )
+        if self.refuses and (
+            factors.is_live() or (self.has_samples and factors.depends_on_samples(z))
+        ):
+            raise not_constant()
+
+
+def not_constant() -> ValueError:
+    """The error of a factor that depends on latents."""
+    return ValueError(
+        "A factor on a density (with_factor, a mask, a scale) depends on latents or on"
+        " parameters, so that only the estimators 'naive' are unbiased. Make the factor a"
+        " constant, or use posterior_estimator='naive' and prior_estimator='naive'."
+    )
 
 
 POSTERIOR, PRIOR = Gates(is_prior=False), Gates(is_prior=True)
