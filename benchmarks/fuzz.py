@@ -78,7 +78,9 @@ def main() -> int:
         from fuzzing.minimise import minimise
 
         small = minimise(
-            generate(arguments.frontend, arguments.minimise), runner_of(arguments.frontend)
+            generate(arguments.frontend, arguments.minimise),
+            runner_of(arguments.frontend),
+            minutes=min(arguments.minutes, 10),
         )
         print(text_of(small))
         return 0

@@ -21,16 +21,17 @@ def tolerance(program: Program) -> float:
 def constant(program: Program, names: list[str], rows: np.ndarray) -> str:
     """The derivative by a constant in the likelihood is 1 for each datapoint.
 
-    Kept samples have weights that add up to 1 on average alone where some are below 0.
+    Kept samples have weights that add up to 1 on average alone where some are below 0. Draws with
+    a sample outside of a support are left out: it adds nothing.
     """
     kept = program.num_gradient_samples or program.num_samples
     if program.objective == "JVI()" and kept < program.num_samples:
         return ""
     number = float(program.subsample or max(len(program.x), 1))
-    found = rows[:, names.index("constant")]
+    found = rows[np.isfinite(rows[:, -1]), names.index("constant")]
     if np.allclose(found, number, rtol=tolerance(program)):
         return ""
-    worst = int(np.nanargmax(np.abs(found - number))) if not np.isnan(found).all() else 0
+    worst = int(np.argmax(np.nan_to_num(np.abs(found - number), nan=np.inf)))
     return f"the derivative by a constant is {found[worst]:.6g}, not {number:.6g}"
 
 

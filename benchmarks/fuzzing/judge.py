@@ -53,12 +53,15 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__} in {Path(last.filename).name}: {text}"
 
 
-def judge(program: Program, make: Callable[[Program], Any]) -> Outcome:
+def judge(
+    program: Program, make: Callable[[Program], Any], *, blocks: int | None = None
+) -> Outcome:
     """Run a program and its evaluator; exact properties first, then means.
 
     Args:
         program: The program.
         make: A front-end's runner.
+        blocks: How many blocks of draws the first look has; the runner's choice unless given.
     """
     begun = time.monotonic()
 
@@ -97,7 +100,7 @@ def judge(program: Program, make: Callable[[Program], Any]) -> Outcome:
         runner.peer,
         runner.names,
         rounding=runner.rounding,
-        blocks=runner.blocks,
+        blocks=blocks or runner.blocks,
         by_block=runner.by_block,
     )
     return outcome(verdict.kind, verdict.text, verdict.draws)

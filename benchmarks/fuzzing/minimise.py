@@ -45,6 +45,7 @@ def reductions(program: Program) -> Iterator[Program]:
             yield without(program, latent.name)
     changes: list[dict[str, Any]] = [
         {"subsample": 0},
+        {"latents": tuple(map(_in_plate, program.latents))},
         {"vectorized": True},
         {"chunk_size": None},
         {"num_gradient_samples": None},
@@ -74,9 +75,7 @@ def reductions(program: Program) -> Iterator[Program]:
 
 
 def smaller_latents(program: Program, latent: Latent) -> Iterator[Latent]:
-    """A latent in a plainer place, with plainer densities."""
-    if latent.place == "inner":
-        yield replace(latent, place="plate")
+    """A latent with plainer densities."""
     for side in ("posterior", "prior"):
         density: Density = getattr(latent, side)
         yield replace(latent, **{side: replace(density, factor=None)})
@@ -90,6 +89,10 @@ def smaller_latents(program: Program, latent: Latent) -> Iterator[Latent]:
     yield replace(latent, prior=replace(latent.posterior, values=_renamed(latent, "prior")))
     if latent.support != "real":
         yield _normal(program, latent)
+
+
+def _in_plate(latent: Latent) -> Latent:
+    return replace(latent, place="plate") if latent.place == "inner" else latent
 
 
 def _renamed(latent: Latent, side: str) -> tuple[Value, ...]:

@@ -7,16 +7,25 @@ import numpy as np
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 
 from fuzzing import exact, pyro_text
 from fuzzing.execution import run_text
 from fuzzing.program import Program
-from fuzzing.torch_evaluator import combine, objective_of
+from fuzzing.torch_evaluator import combine, has_path, objective_of
 from fuzzing.torch_runner import copies_of, names_of
 
 BLOCK = 250
 DRAWS, PARTICLES = -3, -4
 """Where their plates are; the program's own are at -1 and -2."""
+
+
+class StopWithoutPath(Messenger):
+    """Latents whose sampler is no path are constants."""
+
+    def _pyro_post_sample(self, msg):
+        if not msg["is_observed"] and msg["value"] is not None and not has_path(msg["fn"]):
+            msg["value"] = msg["value"].detach()
 
 
 class PyroRunner:
@@ -105,7 +114,8 @@ class PyroRunner:
         """Log-weights `[K, draws]` or `[K, draws, datapoints]`, and the score without paths."""
         data = self.module["x"], self.module["y"]
         with pyro.plate("particles", self.program.num_samples, dim=PARTICLES):
-            drawn = poutine.trace(self.guide).get_trace(*data)
+            with StopWithoutPath():
+                drawn = poutine.trace(self.guide).get_trace(*data)
             model = poutine.replay(self.model, trace=drawn)
             sites = poutine.trace(model).get_trace(*data)
         log_weights, score = 0.0, None
@@ -116,9 +126,9 @@ class PyroRunner:
                     log_weights = log_weights + sign * self.reduce(site["log_prob"]) / self.scale
         for name in self.program.order:
             fn = drawn.nodes[name]["fn"]
-            if not fn.has_rsample:
-                while type(fn).__name__ == "MaskedDistribution":
-                    fn = fn.base_dist
+            while type(fn).__name__ == "MaskedDistribution":
+                fn = fn.base_dist
+            if not has_path(fn):
                 term = self.reduce(fn.log_prob(drawn.nodes[name]["value"]))
                 score = term if score is None else score + term
         return log_weights, score

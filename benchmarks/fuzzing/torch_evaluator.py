@@ -15,11 +15,16 @@ class WithFactor:
         return self.factor * self.base_dist.log_prob(value)
 
 
+def has_path(distribution) -> bool:
+    """Whether its sampler can be differentiated; Wishart's overwrites what autograd needs."""
+    return distribution.has_rsample and not isinstance(distribution, torch.distributions.Wishart)
+
+
 def draw(distribution, shape=()):
     """A sample, and its score where it has no path."""
     while isinstance(distribution, WithFactor):
         distribution = distribution.base_dist
-    if distribution.has_rsample:
+    if has_path(distribution):
         return distribution.rsample(shape), None
     with torch.no_grad():
         z = distribution.sample(shape)
