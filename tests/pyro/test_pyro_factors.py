@@ -251,3 +251,31 @@ def test_automatic_guides_of_masked_models():
         "stl": Bound(4, None, "stl", "naive", **AT_ONCE),
     }
     assert_unbiased(suspects, naive, programs.model, automatic, biased=["stl"])
+
+
+def test_masked_distributions_have_factors_without_a_program():
+    """`gdregs.torch.bound` of Pyro's distributions, of which elements of a vector are masked."""
+    theta = torch.tensor(0.3, requires_grad=True)
+    seen = torch.tensor([True, False])
+
+    def vector(one):
+        return dist.Independent(one, 1)
+
+    def normal(loc):
+        return dist.Normal(loc.expand(2), 1.0)
+
+    found = []
+    for prior in (
+        vector(normal(theta).mask(seen)),
+        vector(gdregs.torch.with_factor(normal(theta), seen.double())),
+        normal(theta).mask(seen).expand([3, 2]).to_event(1),
+    ):
+        pyro.set_rng_seed(0)
+        value = gdregs.torch.bound(
+            vector(normal(theta**2).expand([3, 2]).mask(~seen)), prior, lambda z: -z.sum(-1) ** 2,
+            num_samples=4,
+        )  # fmt: skip
+        found.append((value.detach(), torch.autograd.grad(value.sum(), theta)))
+    assert all(found[0][0].isfinite())
+    for other in found[1:]:
+        torch.testing.assert_close(found[0], other)

@@ -1,10 +1,7 @@
 """What would make a gradient biased without a word: samples that are evaluated anew, and differ."""
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 TRACED = (
     "A network of the bound that torch.compile has compiled gives the samples of the backward pass"
@@ -14,28 +11,22 @@ TRACED = (
 )
 
 
-def check_same_weights(
-    before: Tensor, terms: tuple[Tensor, ...], alive: Tensor, evaluate: Callable[[], Any]
-) -> None:
+def check_same_weights(before: Tensor, terms: tuple[Tensor, ...], alive: Tensor) -> None:
     """An error if samples weigh something else than at the look.
 
     Args:
         before: Their log-weights at the look, `[M, *batch]`.
         terms: Log-densities of likelihood and prior, and minus that of the posterior.
         alive: Where a sample has weight.
-        evaluate: Evaluates the networks, to find out for the error which one it may be.
     """
-    if bool(_are_same(before, terms, alive)):
-        return
-    names = _modules_of_several_samples(evaluate)
-    which = f" ({', '.join(names)})" if names else ""
-    raise ValueError(
-        f"The likelihood, or a conditional, gives the samples of the backward pass other values"
-        f" than it gave them before{which}: it depends on the other samples of its block (batch"
-        f" norm), or draws random numbers that are not PyTorch's. With num_gradient_samples or"
-        f" chunk_size the gradient would be silently biased. Use evaluation mode, or leave both"
-        f" options out."
-    )
+    if not bool(_are_same(before, terms, alive)):
+        raise ValueError(
+            "The likelihood, or a conditional, gives the samples of the backward pass other values"
+            " than it gave them before: it depends on other samples (batch norm, a mean over them),"
+            " or draws random numbers that are not PyTorch's, so that the gradient would be"
+            " silently biased. Make it a function of each sample alone (group or layer norm,"
+            " evaluation mode), or use both estimators 'naive' with all samples at once."
+        )
 
 
 def check_same_weights_when_run(before: Tensor, terms: tuple[Tensor, ...], alive: Tensor) -> None:
@@ -57,21 +48,3 @@ def _precision(values: Tensor) -> float:
     if values.is_cuda and values.dtype == torch.float32:
         return 2.0**-11  # TF32
     return torch.finfo(values.dtype).eps
-
-
-def _modules_of_several_samples(evaluate: Callable[[], Any]) -> list[str]:
-    """The classes of modules in training mode that normalise by all samples of a batch."""
-    found: dict[str, None] = {}
-
-    def note(module: nn.Module, arguments: Any) -> None:
-        del arguments
-        if module.training and isinstance(module, nn.modules.batchnorm._BatchNorm):
-            found[type(module).__name__] = None
-
-    handle = nn.modules.module.register_module_forward_pre_hook(note)
-    try:
-        with torch.no_grad():
-            evaluate()
-    finally:
-        handle.remove()
-    return list(found)

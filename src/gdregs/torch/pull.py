@@ -67,19 +67,10 @@ def _pull(model: Model, weighed: Weighed, posterior_row: Any, prior_row: Any) ->
         log_likelihood = model.likelihood(forked(walks, shares))
         if weighed.log_weights is not None:
             terms = log_likelihood, p.log_prob, -q.log_prob
-            check_same_weights(
-                weighed.log_weights, terms, weighed.v != 0, lambda: _evaluate(model, weighed)
-            )
+            check_same_weights(weighed.log_weights, terms, weighed.v != 0)
         return _surrogate(
             model, walks, switch, weighed, log_likelihood, shares, posterior_row, prior_row
         )
-
-
-def _evaluate(model: Model, weighed: Weighed) -> None:
-    """Run all networks."""
-    z = unnamed(weighed.z)
-    for function in (model.posterior.log_prob, model.prior.log_prob, model.likelihood):
-        function(z)
 
 
 @untraced

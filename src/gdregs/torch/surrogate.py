@@ -104,7 +104,11 @@ def gates_of(weighed: Weighed, posterior_row: Any, prior_row: Any) -> tuple[Gate
         del name
         return constant + slope * (1 - factor * (1 - r))
 
-    needs_gates = weighed.has_factors.posterior and any(p.varies for p in posterior_row.paths)
+    needs_gates = (
+        weighed.has_factors.posterior
+        and any(path.varies for path in posterior_row.paths)
+        and bool(((weighed.r != 1) & (weighed.v != 0)).any())  # it is 1 throughout for the ELBO
+    )
     of_posterior = Gates(False, own if needs_gates else None, weighed.r, refuses)
     return of_posterior, gates_of_prior(weighed.r, prior_row)._replace(refuses=refuses)
 
