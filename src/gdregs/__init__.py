@@ -15,6 +15,7 @@ from gdregs.evaluation.meshes import make_mesh, value_and_grad
 from gdregs.filtering import fivo
 from gdregs.hierarchy import Hierarchy
 from gdregs.mixing import LearnedMix, MixState
+from gdregs.model_checks import check_model
 from gdregs.objectives import ELBO, IWAE, JVI, VRIWAE, Objective
 from gdregs.reexpression import families as families  # registers the rules of `reexpress`
 from gdregs.reexpression.factors import with_factor
@@ -55,6 +56,7 @@ __all__ = [
     "UnbiasednessCheck",
     "bound",
     "bound_with_diagnostics",
+    "check_model",
     "check_unbiased",
     "fivo",
     "gradient_moments",

@@ -248,7 +248,6 @@ def evaluate(
     keeps_indirect = settings.indirect_scores == "keep"
     if not keeps_indirect:
         _check_indirect_scores(posterior, prior)
-    estimators = Estimators(posterior_row, prior_row, own_path, keeps_indirect, is_factored)
     num_kept = model.num_samples
     if settings.num_gradient_samples is not None:
         kept_at_most = positive_integer("num_gradient_samples", settings.num_gradient_samples)
@@ -258,6 +257,12 @@ def evaluate(
     _refuse_new_noise(model, num_kept, is_linear=isinstance(objective, ELBO))
 
     is_whole = num_kept == model.num_samples
+    estimators = Estimators(
+        posterior_row, prior_row, own_path, keeps_indirect, is_factored,
+        couples_rightly=is_naive(posterior_row, prior_row)
+        and is_whole
+        and model.chunk_size is None,
+    )  # fmt: skip
     seen = look(model, objective, remembers=is_whole and not (own_path or is_factored))
     if is_whole:
         surrogate, kept = pull_all(model, seen, estimators), jnp.ones(model.batch, model.dtype)

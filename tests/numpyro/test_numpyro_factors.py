@@ -179,3 +179,18 @@ def test_a_factor_that_moves_is_refused_but_for_the_naive_estimators(factor):
     loss("naive", "naive")
     with pytest.raises(ValueError, match="depends on another latent or on a parameter"):
         loss("dregs", "naive")
+
+
+@pytest.mark.slow
+def test_the_doctor_names_masks_and_scales():
+    model, guide = annealed()
+    report = gdregs.numpyro.check_model(model, guide, DATA, key=KEY)
+    rows = {row.check: row.found for row in report.rows}
+    assert report.ok, str(report)
+    assert (
+        rows["masks and scales"] == "model y: factor 0.3; model z: factor 1.4; guide y: factor 0.5"
+    )
+    assert rows["sites"] == "latents y [], z []; observed x"
+    wrong = gdregs.numpyro.check_model(model, lambda data: None, DATA, key=KEY)
+    assert [row.check for row in wrong.rows] == ["sites"]
+    assert "missing in the guide" in wrong.rows[0].found

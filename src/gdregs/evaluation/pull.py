@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
+from gdregs.evaluation.coupling import COUPLED, CoupledSamplesError, refuse_coupled
 from gdregs.evaluation.fork import fork
 from gdregs.evaluation.gates import gated, gated_density, log_density, log_density_without_indirect
 from gdregs.evaluation.keys import Start, key_of_resampling
@@ -33,6 +34,8 @@ class Estimators(NamedTuple):
         samples_own_path: The posterior has no re-expression rule and uses its own sampler.
         keeps_indirect_scores: Whether densities pass a gradient to the parents of each latent.
         has_factors: Whether a density enters the log-weight with a factor (a mask, a scale).
+        couples_rightly: Whether samples may depend on each other: all of them are seen at once, and
+            the gradient is the naive one.
     """
 
     posterior: PosteriorEstimator | PosteriorMix
@@ -40,6 +43,7 @@ class Estimators(NamedTuple):
     samples_own_path: bool
     keeps_indirect_scores: bool
     has_factors: bool = False
+    couples_rightly: bool = False
 
 
 class Weighed(NamedTuple):
@@ -146,13 +150,27 @@ def pull(
     log_prob = log_density if estimators.keeps_indirect_scores else log_density_without_indirect
     log_prior = gated_density(model.prior, prior_row.density, "prior", log_prob)
     log_posterior = gated_density(model.posterior, posterior_row.density, "posterior", log_prob)
-    terms = _log_likelihood(model, noise, z_lik) + log_prior(z_rest) - log_posterior(z_rest)
+    terms = (
+        _log_likelihood(model, estimators, noise, z_lik) + log_prior(z_rest) - log_posterior(z_rest)
+    )
     return jnp.sum(jnp.where(alive, v * jnp.where(alive, terms, 0), 0), axis=0)
 
 
-def _log_likelihood(model: Model, noise: Noise, z: PyTree) -> Array:
-    """The log-likelihood, which cannot be differentiated twice."""
-    return captured_once_differentiable(lambda z: model.log_likelihood(z, noise.likelihood))(z)
+def _log_likelihood(model: Model, estimators: Estimators, noise: Noise, z: PyTree) -> Array:
+    """The log-likelihood, which cannot be differentiated twice and must not couple samples."""
+
+    def check(program: Any) -> None:
+        if estimators.couples_rightly:
+            return
+        try:
+            refuse_coupled(program, [True] * len(program.jaxpr.invars))
+        except CoupledSamplesError:
+            raise ValueError(COUPLED) from None
+
+    def evaluate(z: PyTree) -> Array:
+        return model.log_likelihood(z, noise.likelihood)
+
+    return captured_once_differentiable(evaluate, check)(z)
 
 
 def _sampling_path(
@@ -197,7 +215,7 @@ def _pull_with_factors(
     log_prob = log_density if estimators.keeps_indirect_scores else log_density_without_indirect
     log_prior = gated_density(model.prior, prior_row.density, "prior", log_prob)
     log_posterior = gated_density(model.posterior, posterior_row.density, "posterior", log_prob)
-    terms = _log_likelihood(model, noise, z_l) + log_prior(z_l) - log_posterior(z_l)
+    terms = _log_likelihood(model, estimators, noise, z_l) + log_prior(z_l) - log_posterior(z_l)
     if prior_row.has_path:
         log_sampled = gated_density(sampled, 0, "posterior", log_prob)
         log_auxiliary = gated_density(auxiliary, 0, "prior", log_prob)

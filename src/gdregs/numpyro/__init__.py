@@ -7,6 +7,7 @@ It may import everything but the other front-ends, the VAE and the papers' exper
 
 from gdregs.numpyro import independent as independent  # registers how a guide is remembered
 from gdregs.numpyro.bound import Bound
+from gdregs.numpyro.checks import check_model
 from gdregs.numpyro.svi import SVI
 
-__all__ = ["SVI", "Bound"]
+__all__ = ["SVI", "Bound", "check_model"]

@@ -118,17 +118,29 @@ def only_once_differentiable(part: Any, error: Exception = NO_SECOND_DERIVATIVE)
     return with_parameters([once_differentiable(leaf, error) for leaf in parameters])
 
 
-def captured_once_differentiable(function: Callable[..., Array]) -> Callable[..., Array]:
-    """`function`, which raises if it is differentiated twice by a value that it captures."""
-    return _guard_captured(function, lambda value: once_differentiable(value, NO_SECOND_DERIVATIVE))
+def captured_once_differentiable(
+    function: Callable[..., Array], check: Callable[[Any], None]
+) -> Callable[..., Array]:
+    """`function`, which raises if it is differentiated twice by a value that it captures.
+
+    Args:
+        function: Of arrays, to one array.
+        check: What to do with its traced program.
+    """
+    return _guard_captured(
+        function, lambda value: once_differentiable(value, NO_SECOND_DERIVATIVE), check
+    )
 
 
 def _guard_captured(
-    function: Callable[..., Array], guard: Callable[[Array], Array]
+    function: Callable[..., Array],
+    guard: Callable[[Array], Array],
+    check: Callable[[Any], None] = lambda program: None,
 ) -> Callable[..., Array]:
     def guarded(*arguments):
         # A function that is new each time: what is traced of a known one is cached.
         program = jax.make_jaxpr(lambda *new: function(*new))(*arguments)
+        check(program)
         captured = map(jnp.asarray, program.consts)  # float64 of numpy's becomes float32
         captured = [guard(value) if eqx.is_inexact_array(value) else value for value in captured]
         program = jax.extend.core.ClosedJaxpr(program.jaxpr, captured)
