@@ -46,6 +46,14 @@ APART = {
 }
 
 
+def printed(z):
+    jax.debug.print("mean {}", jnp.mean(z))
+    return z.sum(-1)
+
+
+APART["printed"] = printed
+
+
 def gradient(likelihood, **options):
     def value(loc):
         parts = dist.Normal(loc, 1.0).to_event(1), dist.Normal(jnp.zeros((3, 2)), 1.0).to_event(1)

@@ -11,6 +11,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
+COUPLES = -1
+"""In the place of an axis: the values depend on several samples."""
+
 REDUCTIONS = {"reduce_sum", "reduce_max", "reduce_min", "reduce_prod"}
 ALONG_ONE_AXIS = {"cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"}
 CALLS = {
@@ -47,18 +50,24 @@ def refuse_coupled(program: Any, samples: Sequence[bool]) -> None:
         program: A traced likelihood.
         samples: Of each of its inputs, whether its first axis is that of the samples.
     """
-    _follow(program.jaxpr, [0 if is_sampled else None for is_sampled in samples])
+    axes = _follow(program.jaxpr, [0 if is_sampled else None for is_sampled in samples])
+    if COUPLES in axes:
+        raise CoupledSamplesError
 
 
 def _follow(jaxpr: Any, axes: Sequence[int | None]) -> list[int | None]:
-    """Of each output, the axis of samples; None where it has none, or is not known."""
+    """Of each output, the axis of samples; None where it has none, or is not known.
+
+    `COUPLES` where samples have been combined.
+    """
     known: dict[Any, int] = {
         var: axis for var, axis in zip(jaxpr.invars, axes, strict=True) if axis is not None
     }
     for equation in jaxpr.eqns:
         found = [None if hasattr(one, "val") else known.get(one) for one in equation.invars]
         if any(axis is not None for axis in found):
-            after = _after(equation, found)
+            couples = COUPLES in found and equation.primitive.name not in CALLS
+            after = [COUPLES] * len(equation.outvars) if couples else _after(equation, found)
             known.update(
                 (var, axis)
                 for var, axis in zip(equation.outvars, after, strict=True)
@@ -89,11 +98,11 @@ def _after(equation: Any, axes: list[int | None]) -> list[int | None]:
         return unknown
     after = equation.outvars[0].aval.shape
     if name in REDUCTIONS:
-        _check(axis in params["axes"], equation)
+        if axis in params["axes"]:
+            return [_combined(equation)]
         return [axis - len([one for one in params["axes"] if one < axis])]
     if name in ALONG_ONE_AXIS:
-        _check(axis == params["axis"], equation)
-        return [axis]
+        return [_combined(equation) if axis == params["axis"] else axis]
     if name == "broadcast_in_dim":
         return [params["broadcast_dimensions"][axis]]
     if name == "transpose":
@@ -109,9 +118,10 @@ def _after(equation: Any, axes: list[int | None]) -> list[int | None]:
     return unknown
 
 
-def _check(is_coupled: bool, equation: Any) -> None:
-    if is_coupled and jnp.issubdtype(equation.invars[0].aval.dtype, jnp.inexact):
-        raise CoupledSamplesError
+def _combined(equation: Any) -> int | None:
+    """Flags do not count: those of a check, for example."""
+    is_number = jnp.issubdtype(equation.invars[0].aval.dtype, jnp.inexact)
+    return COUPLES if is_number else None
 
 
 def _after_product(equation: Any, axes: list[int | None]) -> int | None:
@@ -123,9 +133,8 @@ def _after_product(equation: Any, axes: list[int | None]) -> int | None:
         axis = axes[side]
         if axis is None:
             continue
-        _check(axis in contracted[side], equation)
         if axis in contracted[side]:
-            return None
+            return COUPLES
         if axis in batched[side]:
             places.append(list(batched[side]).index(axis))
             continue
@@ -135,9 +144,7 @@ def _after_product(equation: Any, axes: list[int | None]) -> int | None:
         if side == 1:
             before += ranks[0] - len(contracted[0]) - len(batched[0])
         places.append(before + free.index(axis))
-    if len(set(places)) > 1:  # every sample with every other one
-        raise CoupledSamplesError
-    return places[0]
+    return places[0] if len(set(places)) == 1 else COUPLES  # every sample with every other one
 
 
 def _in_shape(shape: tuple[int, ...], axis: int, after: tuple[int, ...]) -> int | None:
