@@ -59,6 +59,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--minimise", type=int, help="shrink the program of this seed")
     parser.add_argument("--until-failure", action="store_true")
     parser.add_argument("--mutants", action="store_true")
+    parser.add_argument("--only", default="", help="mutants that have this in their names")
     return parser.parse_args()
 
 

@@ -65,10 +65,13 @@ MORE = (
 
 def run(arguments: argparse.Namespace) -> int:
     """Look for each fault; returns how many were not found."""
-    rows = {}
+    known = json.loads(arguments.results.read_text()) if arguments.results.exists() else {}
+    rows = known.get("mutants", {})
     by_name = {mutant.name: mutant for mutant in MUTANTS}
     chosen = [(frontend, by_name[name]) for name, frontend in CHOSEN.items()]
     for frontend, mutant in [*chosen, *MORE]:
+        if arguments.only.lower() not in mutant.name.lower():
+            continue
         rows[mutant.name] = find(mutant, frontend, arguments.seed, arguments.programs)
         print(f"{mutant.name}: {rows[mutant.name]}", flush=True)
         record.write_part(arguments.results, "mutants", rows)
