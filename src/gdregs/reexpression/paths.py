@@ -115,7 +115,12 @@ NO_SECOND_DERIVATIVE = NotImplementedError(
 def only_once_differentiable(part: Any, error: Exception = NO_SECOND_DERIVATIVE) -> Any:
     """A pytree that raises if anything is differentiated twice by its arrays."""
     parameters, with_parameters = separate(part)
-    return with_parameters([once_differentiable(leaf, error) for leaf in parameters])
+    return with_parameters(
+        [
+            once_differentiable(leaf, error) if isinstance(leaf, jax.Array) else leaf
+            for leaf in parameters  # a constant of numpy's is not differentiated at all
+        ]
+    )
 
 
 def captured_once_differentiable(

@@ -283,7 +283,13 @@ def _scalar_mixture(log_weights: Tensor, component: Any, z: Tensor) -> Tensor:
         log_joint = log_weights + component.log_prob(everywhere)
         log_density = torch.logsumexp(log_joint, -1, keepdim=True)
         share = (log_joint - log_density).exp()
-        below = component.cdf(everywhere)
+        try:
+            below = component.cdf(everywhere)
+        except NotImplementedError:
+            raise NoReexpressionError(
+                f"MixtureSameFamily has no re-expression rule where its components have no cdf in"
+                f" PyTorch, as those of {type(component).__name__}."
+            ) from None
         weights = log_weights.exp()
         is_low = (weights * below).sum(-1, keepdim=True) < 0.5
         slope = torch.where(is_low, -below, 1 - below) * (log_weights - log_density).exp()
