@@ -55,9 +55,7 @@ def test_a_mixture_checks_no_values_where_its_user_does_not():
 def test_a_mixture_of_components_without_a_cdf_has_no_path():
     weights = dist.Categorical(logits=torch.zeros(2))
     mixture = dist.MixtureSameFamily(weights, dist.Beta(torch.ones(2), 2.0))
-    with pytest.raises(
-        TypeError, match=r"posterior: .* no cdf in PyTorch, as those of Beta\. Or use"
-    ):
+    with pytest.raises(TypeError, match=r"no cdf in PyTorch, as those of Beta\. Or use"):
         gt.bound(mixture, dist.Beta(1.0, 1.0), torch.zeros_like, num_samples=2)
 
 
