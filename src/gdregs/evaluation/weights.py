@@ -99,7 +99,7 @@ class Model(NamedTuple):
         dead = ~jnp.any(alive, axis=0)
 
         def stopped(leaf: Any) -> Any:
-            if not eqx.is_inexact_array(leaf):
+            if not (isinstance(leaf, jax.Array) and eqx.is_inexact_array(leaf)):
                 return leaf
             is_of_datapoint = leaf.shape[: dead.ndim] == dead.shape
             where = align(dead, leaf) if is_of_datapoint else jnp.all(dead)
