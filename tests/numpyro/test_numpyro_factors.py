@@ -171,10 +171,11 @@ def test_a_factor_that_moves_is_refused_but_for_the_naive_estimators(factor):
         for name in ("y", "z"):
             numpyro.sample(name, dist.Normal(numpyro.param(f"q{name}", 0.1), 1.0))
 
-    params = dict.fromkeys(("m", "qy", "qz", "t"), jnp.array(0.5))
+    params = dict.fromkeys(("m", "qy", "qz", "t"), np.float32(0.5))
 
     def loss(*estimators):
-        jax.eval_shape(lambda: Bound(3, gdregs.IWAE(), *estimators).loss(KEY, params, model, guide))
+        bound = Bound(3, gdregs.IWAE(), *estimators)
+        jax.eval_shape(lambda p: bound.loss(KEY, p, model, guide), params)
 
     loss("naive", "naive")
     with pytest.raises(ValueError, match="depends on another latent or on a parameter"):

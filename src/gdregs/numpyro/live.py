@@ -18,7 +18,7 @@ from gdregs.evaluation.keys import keys_of_samples
 from gdregs.numpyro.enumeration import EnumeratedModel
 from gdregs.numpyro.programs import Guide, Model
 from gdregs.objectives import Objective
-from gdregs.reexpression.paths import with_path
+from gdregs.reexpression.paths import only_once_differentiable, with_path
 from gdregs.reexpression.reparameterized import is_reparameterized
 from gdregs.reexpression.support import move_into_support
 
@@ -83,8 +83,9 @@ def sum_of_bounds(
     both, sources = jax.closure_convert(lambda: (log_weights(), jnp.sum(guarded())))
     if not sources:
         return jnp.sum(guarded())
+    fixed = jax.lax.stop_gradient(sources)
     try:
-        found, pull = jax.vjp(lambda *sources: both(*sources)[0], *sources)
+        found, pull = jax.vjp(lambda *sources: both(*sources)[0], *fixed)
         found = jax.lax.stop_gradient(jnp.where(jnp.isnan(found), -jnp.inf, found))
         value = jax.lax.stop_gradient(jnp.sum(objective(found)))
         v, _ = objective.coefficients(found)
@@ -93,10 +94,11 @@ def sum_of_bounds(
         return jnp.sum(guarded())
 
     def otherwise() -> tuple[Array, ...]:
-        return jax.grad(lambda sources: both(*sources)[1])(tuple(sources))
+        return jax.grad(lambda sources: both(*sources)[1])(tuple(fixed))
 
     is_finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in gradient]))
     gradient = jax.lax.cond(is_finite, lambda: gradient, otherwise)
     gradient = jax.lax.stop_gradient(gradient)
-    terms = [jnp.sum(source * leaf) for source, leaf in zip(sources, gradient, strict=True)]
+    moving = only_once_differentiable(list(sources))
+    terms = [jnp.sum(source * leaf) for source, leaf in zip(moving, gradient, strict=True)]
     return with_path(value, sum(terms, jnp.zeros_like(value)).astype(value.dtype))
