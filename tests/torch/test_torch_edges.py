@@ -101,3 +101,62 @@ def test_draws_without_digits_are_warned_of_once(family, dtype, lost, kept, monk
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         bound(family, lost, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("make", "places"),
+    [
+        (lambda loc, scale: dist.Normal(loc, scale), (-60.0, -12.0, 1.0, 7.0, 12.0, 60.0)),
+        (lambda loc, scale: dist.Laplace(loc, scale), (-300.0, -30.0, 0.1, 30.0, 300.0)),
+        (lambda loc, scale: dist.Cauchy(loc, scale), (-1e9, -30.0, 0.1, 30.0, 1e9)),
+        (lambda loc, scale: dist.HalfNormal(loc.abs() + scale), (1e-6, 1.0, 12.0, 18.0)),
+        (lambda loc, scale: dist.HalfCauchy(loc.abs() + scale), (1e-6, 1.0, 1e9)),
+        (lambda loc, scale: dist.Exponential(loc.abs() + scale), (1e-6, 1.0, 12.0, 900.0)),
+        (lambda loc, scale: dist.Gamma(2.0 + loc, scale), (1e-6, 1.0, 12.0, 90.0)),
+        (lambda loc, scale: dist.LogNormal(loc, scale), (1e-9, 1.0, 1e5)),
+        (lambda loc, scale: dist.Gumbel(loc, scale), (-1.0, 0.5, 12.0)),
+    ],
+    ids=["Normal", "Laplace", "Cauchy", "HalfNormal", "HalfCauchy", "Exponential", "Gamma",
+         "LogNormal", "Gumbel"],
+)  # fmt: skip
+def test_a_mixture_moves_with_its_weights_far_from_all_components(make, places, dtype):
+    """The derivative by a logit is that of tails in double precision, of SciPy's families."""
+    logits = torch.tensor([0.2, -0.3], dtype=dtype, requires_grad=True)
+    loc, scale = torch.tensor([0.0, 0.3], dtype=dtype), torch.tensor([0.6, 0.5], dtype=dtype)
+    mixture = dist.MixtureSameFamily(dist.Categorical(logits=logits), make(loc, scale))
+    z = torch.tensor(places, dtype=dtype)
+    for value, path in zip(z, gt.reexpress(mixture, z), strict=True):
+        (found,) = torch.autograd.grad(path, logits, retain_graph=True)
+        assert found.isfinite().all(), value
+        # Logits are shares: adding to both changes nothing.
+        assert abs(found.sum()) <= 1e-3 * found.abs().sum() + 1e-30
+        wanted = slope_in_double(make, value)
+        torch.testing.assert_close(found[0].double(), wanted, rtol=1e-2, atol=1e-30)
+
+
+def slope_in_double(make, value):
+    """The derivative of a path by the first logit."""
+    stats = pytest.importorskip("scipy.stats", reason="pip install 'gdregs[cli]'")
+    one = make(torch.tensor([0.0, 0.3]).double(), torch.tensor([0.6, 0.5]).double())
+    named = {
+        "Normal": lambda: stats.norm(one.loc, one.scale),
+        "Laplace": lambda: stats.laplace(one.loc, one.scale),
+        "Cauchy": lambda: stats.cauchy(one.loc, one.scale),
+        "HalfNormal": lambda: stats.halfnorm(0, one.scale),
+        "HalfCauchy": lambda: stats.halfcauchy(0, one.scale),
+        "Exponential": lambda: stats.expon(0, 1 / one.rate),
+        "Gamma": lambda: stats.gamma(one.concentration, 0, 1 / one.rate),
+        "LogNormal": lambda: stats.lognorm(one.scale, 0, one.loc.exp()),
+        "Gumbel": lambda: stats.gumbel_r(one.loc, one.scale),
+    }[type(one).__name__]()
+    w = torch.tensor([0.2, -0.3]).double().softmax(0)
+    place = float(value)
+    logs = [torch.as_tensor(of(place)) for of in (named.logcdf, named.logsf, named.logpdf)]
+    below, above, density = logs
+    total = torch.logsumexp(w.log() + density, 0)
+    is_low = torch.logsumexp(w.log() + below, 0) < -0.69
+    tail, sign = (below, -1) if is_low else (above, 1)
+    # dz = sign * sum_k w_k tail_k / p dlog w_k, and dlog w_k / dlogit_0 = [k = 0] - w_0
+    terms = (w.log() + tail - total).exp()
+    return sign * (terms[0] - w[0] * terms.sum())

@@ -1,5 +1,6 @@
 """The rules of `reexpress` for `torch.distributions`."""
 
+import math
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from gdregs.torch.reexpress import NoReexpressionError, hold, hold_support, reexpress, rule
+from gdregs.torch.tails import log_tails
 
 
 @rule(dist.Cauchy, dist.Gumbel, dist.Laplace, dist.Normal)
@@ -284,15 +286,16 @@ def _scalar_mixture(log_weights: Tensor, component: Any, z: Tensor) -> Tensor:
         log_density = torch.logsumexp(log_joint, -1, keepdim=True)
         share = (log_joint - log_density).exp()
         try:
-            below = component.cdf(everywhere)
+            log_below, log_above = log_tails(component, everywhere)
         except NotImplementedError:
             raise NoReexpressionError(
                 f"MixtureSameFamily has no re-expression rule where its components have no cdf in"
                 f" PyTorch, as those of {type(component).__name__}."
             ) from None
-        weights = log_weights.exp()
-        is_low = (weights * below).sum(-1, keepdim=True) < 0.5
-        slope = torch.where(is_low, -below, 1 - below) * (log_weights - log_density).exp()
+        is_low = torch.logsumexp(log_weights + log_below, -1, keepdim=True) < math.log(0.5)
+        log_slope = log_weights + torch.where(is_low, log_below, log_above) - log_density
+        largest = math.log(torch.finfo(log_slope.dtype).max) - 1
+        slope = log_slope.clamp(max=largest).exp() * torch.where(is_low, -1.0, 1.0)
     moved = (share * (paths - paths.detach())).sum(-1)
     # (A component of weight 0 has the logarithm -inf, and no part in this.)
     changes = torch.where(slope == 0, torch.zeros_like(slope), log_weights - log_weights.detach())
