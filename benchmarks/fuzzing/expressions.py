@@ -87,7 +87,9 @@ class Writer:
         """One bounded number for each batch index."""
         latent = self.program.latent(name)
         code = supports_of(self.program.frontend)[latent.support].feature.format(z=access)
-        return code.replace("tanh(", f"{self.language.module}.tanh(")
+        for function in ("tanh(", "sin("):
+            code = code.replace(function, f"{self.language.module}.{function}")
+        return code
 
     def value(self, slot: Slot, value: Value, access: dict[str, str]) -> str:
         """Code of what stands in a slot."""

@@ -10,7 +10,7 @@ FEW = 30
 """Where fewer draws than this make up half of a sum of fourth powers, its mean is not normal."""
 
 
-MOST_SECONDS = 30
+MOST_SECONDS = 60
 """After these no third look begins."""
 
 

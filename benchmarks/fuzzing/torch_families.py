@@ -52,6 +52,13 @@ SUPPORTS = {
                 "dist.StudentT({0}, {1}, {2})", (positive(3.0), REAL, ONE), "heavy"
             ),
             "Gumbel": Family("dist.Gumbel({0}, {1})", (REAL, WIDE)),
+        },
+    ),
+    # Its path holds for functions on the circle alone.
+    "circle": Support(
+        0,
+        "sin({z})",
+        {
             "VonMises": Family("dist.VonMises({0}, {1})", (REAL, positive(2.0))),
         },
     ),
