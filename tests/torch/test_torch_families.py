@@ -104,6 +104,74 @@ def test_what_moves_a_support_is_refused():
         gt.reexpress(pareto, pareto.sample((3,)))
 
 
+def scaled(*steps):
+    """Transforms of a uniform variable, between 0 and 1."""
+    return dist.TransformedDistribution(dist.Uniform(0.0, 1.0), list(steps))
+
+
+LOGIT = dist.SigmoidTransform().inv
+MOVING = {
+    "a scaled end": lambda loc: scaled(dist.AffineTransform(0.0, loc)),
+    "a shifted end": lambda loc: scaled(dist.AffineTransform(loc, 1.0)),
+    "a shift back": lambda loc: scaled(dist.AffineTransform(loc, 1.0).inv),
+    "within": lambda loc: scaled(dist.AffineTransform(loc, 1.0), dist.SigmoidTransform()),
+    "of shares": lambda loc: dist.TransformedDistribution(
+        dist.Dirichlet(torch.ones(3)), dist.AffineTransform(0.0, loc)
+    ),
+}
+
+
+@pytest.mark.parametrize("make", MOVING.values(), ids=MOVING)
+def test_an_end_that_moves_is_refused(make):
+    loc = torch.tensor(0.5, requires_grad=True)
+    with pytest.raises(ValueError, match="depends on a parameter that is being differentiated"):
+        gt.reexpress(make(loc), make(loc).sample((3,)))
+
+
+def exponential(loc, *steps):
+    return dist.TransformedDistribution(dist.Exponential(loc.exp()), list(steps))
+
+
+LYING = {
+    "a logistic": lambda loc: scaled(LOGIT, dist.AffineTransform(loc, 0.5)),
+    "a scaled logistic": lambda loc: scaled(LOGIT, dist.AffineTransform(loc, loc.exp())),
+    "between 0 and 1 again": lambda loc: scaled(
+        LOGIT, dist.AffineTransform(loc, 0.5), dist.SigmoidTransform()
+    ),
+    "a scaled 0": lambda loc: exponential(loc, dist.AffineTransform(0.0, (2 * loc).exp())),
+    "a logarithm": lambda loc: exponential(
+        loc, dist.ExpTransform().inv, dist.AffineTransform(loc, 0.5)
+    ),
+}
+
+
+@pytest.mark.parametrize("make", LYING.values(), ids=LYING)
+def test_an_end_that_is_infinite_stays(make):
+    """The path has the mean of the score, and four fifths of it have not."""
+    torch.manual_seed(0)
+
+    def draw(count):
+        loc = torch.full((count,), 0.3, dtype=torch.float64, requires_grad=True)
+        one = make(loc)
+        z = one.expand((count,)).sample()
+        path = bounded(gt.reexpress(one, z), "").sum()
+        path = torch.autograd.grad(path, loc, retain_graph=True)[0]
+        score = torch.autograd.grad((bounded(z, "") * one.log_prob(z)).sum(), loc)[0]
+        return {"path": [path], "four fifths": [0.8 * path]}, [score]
+
+    assert_unbiased(draw, biased=["four fifths"], block=16_000, most_draws=1_024_000)
+
+
+def test_a_logistic_is_a_posterior_and_a_prior():
+    loc = torch.tensor(0.3, requires_grad=True)
+    for posterior, prior in (
+        (LYING["a logistic"](loc), dist.Normal(0.0, 1.0)),
+        (dist.Normal(0.0, 1.0), LYING["a logistic"](loc)),
+    ):
+        value = gt.bound(posterior, prior, lambda z: -(z**2), num_samples=4)
+        assert torch.autograd.grad(value, loc)[0] != 0
+
+
 def test_a_rule_of_a_users_own():
     class Shifted(dist.Normal):
         pass

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 import torch.distributions as dist
 from torch import Tensor
-from torch.distributions import constraints
 
+from gdregs.torch.ends import hold_ends
 from gdregs.torch.reexpress import NoReexpressionError, hold, hold_support, reexpress, rule
 from gdregs.torch.tails import log_tails
 
@@ -200,13 +200,10 @@ def _transformed(distribution: Any, z: Tensor) -> Tensor:
                 )
             base = step.inv(base)
     hold_support(distribution)
-    ends = not _is_everywhere(distribution.base_dist.support)
+    hold_ends(name, distribution.base_dist.support, steps)
     path: Any = reexpress(distribution.base_dist, base)
     for step in steps:
-        if ends and isinstance(step, dist.AffineTransform):
-            hold(name, step.loc)
         path = step(path)
-        ends = ends or not _is_everywhere(step.codomain)
     return path
 
 
@@ -216,12 +213,6 @@ def _flatten(steps: Any) -> list[Any]:
         is_composition = isinstance(step, dist.ComposeTransform)
         flat.extend(_flatten(step.parts) if is_composition else [step])
     return flat
-
-
-def _is_everywhere(support: Any) -> bool:
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    return isinstance(support, type(constraints.real))
 
 
 @rule(dist.RelaxedBernoulli, dist.relaxed_bernoulli.LogitRelaxedBernoulli)
