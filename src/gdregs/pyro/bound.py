@@ -14,7 +14,13 @@ from torch import Tensor
 
 from gdregs.pyro.factors import factors_of
 from gdregs.pyro.programs import Guide, Model, latents, moved, observed, without_observed
-from gdregs.pyro.reading import inverses, read_layout, read_sites
+from gdregs.pyro.reading import (
+    computed_sites,
+    find_computed,
+    inverses,
+    read_layout,
+    read_sites,
+)
 from gdregs.shared.checks import check_objective, positive_integer
 from gdregs.shared.graphs import check_mix
 from gdregs.shared.learning import WORK
@@ -252,11 +258,11 @@ class Bound(elbo.ELBO):
             # The naive gradient: everything was live in the one run of model and guide.
             value = with_gradient(value, (weighed.v * log_weights).sum(0))
         elif torch.is_grad_enabled():
-            parts = weights.Model(
-                look.guide, look.model, look.model.likelihood, self.num_particles, None
-            )
+            parts = weights.Model(look.guide, look.model, look.likelihood, self.num_particles, None)
             networks = () if all_naive and kept == self.num_particles else (model, guide)
             with refusing_batch_norm(*networks, is_repeated=True):
+                if not all_naive:
+                    weighed = weighed._replace(has_factors=look.find_points(z, prior_row))
                 value = with_gradient(value, pull(parts, weighed, posterior_row, prior_row))
         return -value.sum() * scale
 
@@ -272,6 +278,7 @@ class _Look:
         self.guide = Guide(without_observed(guide), arguments, particles, plates)
         self.model = Model(model, arguments, particles, plates)
         self.has_factors = weights.HasFactors(False, False)
+        self.computed: list[str] = []
 
     def all(self, *, is_live: bool = False) -> tuple[Any, Tensor]:
         """The latents of all particles, None where there are none, and their log-weights.
@@ -297,6 +304,25 @@ class _Look:
         z, log_weights = zip(*blocks, strict=True)
         z = {name: value.detach() for name, value in self.model.gather(list(z)).items()}
         return z, self.model.gather(list(log_weights))
+
+    def find_points(self, z: Any, prior_row: Any) -> weights.HasFactors:
+        """Tell the model of the guide's point estimates.
+
+        Returns:
+            Whether densities have factors; a value that the guide computes has 0.
+        """
+        has_prior_path = prior_row.has_path
+        found = find_computed(self.guide, self.computed, z, has_prior_path=has_prior_path)
+        self.model.points, self.guide.flows = found.points, found.flows
+        of_posterior, of_prior = self.has_factors
+        return weights.HasFactors(of_posterior or found.are_learned, of_prior)
+
+    def likelihood(self, z: Any) -> Tensor:
+        """The log-density of what is no part of the posterior or prior."""
+        log_likelihood = self.model.likelihood(z)
+        if not self.guide.flows:
+            return log_likelihood
+        return log_likelihood - self.guide.log_prob_of_flows(z)
 
     def _draw_live(self, site: Any) -> Tensor:
         """A draw that follows its path."""
@@ -335,6 +361,7 @@ class _Look:
                 for one in (drawn, sites)
             )
         )
+        self.computed = computed_sites(self.automatic, drawn)
         is_vectorized = self.model.particles is not None
         self.model.inverses = inverses(self.automatic, sites, drawn, is_vectorized)
 

@@ -5,6 +5,7 @@ from typing import Any
 import pyro.distributions as dist
 from torch import Tensor
 
+from gdregs.torch.factors import is_point, is_point_inside
 from gdregs.torch.reexpress import reexpress, rule
 
 
@@ -23,5 +24,9 @@ def _expanded(distribution: Any, z: Tensor) -> Tensor:
 @reexpress.register(dist.Delta)
 def _(distribution: Any, z: Tensor) -> Tensor:
     """A value that the program has computed: z itself, which is live."""
-    del z
-    return distribution.v
+    return distribution.v.expand(z.shape)
+
+
+is_point.register(dist.Delta, lambda _: True)
+is_point.register(dist.MaskedDistribution, is_point_inside)
+is_point.register(dist.ExpandedDistribution, is_point_inside)

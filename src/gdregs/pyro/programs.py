@@ -108,7 +108,7 @@ class Program:
         """The log-density of the latents z, `[K, *batch]`."""
 
         def add_up(sites: Sites, size: int, values: Values) -> Tensor:
-            return self.layout.add_up_latents(latents(sites), size, values, self.gates)[0]
+            return self.layout.add_up_latents(self.drawn(sites), size, values, self.gates)[0]
 
         return self._log_prob_of(z, add_up)
 
@@ -120,6 +120,10 @@ class Program:
             terms.append(add_up(sites, size, values))
         return self.gather(terms)
 
+    def drawn(self, sites: Sites) -> Sites:
+        """The sites whose densities are those of the posterior or prior."""
+        return latents(sites)
+
     def given(self, site: Site, values: Values) -> Tensor | None:
         """The value of a latent site; None leaves it to the program."""
         return None if self.computes(site["fn"]) else values.get(site["name"])
@@ -128,6 +132,11 @@ class Program:
         """Whether the value of a site is computed from others, and not drawn."""
         del fn
         return False
+
+    def moves(self, name: str) -> bool:
+        """Whether a latent has a path."""
+        del name
+        return True
 
     def follow(self, path: Values, values: Values) -> Values:
         """The path of all latents, from that of those which the program draws."""
@@ -139,6 +148,20 @@ class Guide(Program):
     """The posterior."""
 
     gates = POSTERIOR
+    flows: frozenset[str] = frozenset()  # computed sites whose density has parameters
+
+    def drawn(self, sites: Sites) -> Sites:
+        """The latents without those whose density is differentiated as the likelihood is."""
+        return {name: site for name, site in latents(sites).items() if name not in self.flows}
+
+    def log_prob_of_flows(self, z: Values) -> Tensor:
+        """The log-density of those, `[K, *batch]`."""
+
+        def add_up(sites: Sites, size: int, values: Values) -> Tensor:
+            flows = {name: sites[name] for name in self.flows}
+            return self.layout.add_up(flows, size, values)
+
+        return self._log_prob_of(z, add_up)
 
     def computes(self, fn: Any) -> bool:
         """What a guide computes from other sites (`Delta`) it computes anew."""
@@ -150,10 +173,24 @@ class Model(Program):
 
     gates = PRIOR
     inverses: dict[str, Callable]  # auxiliary sites of the guide as functions of latents
+    points: frozenset[str] = frozenset()  # latents of which the guide has one value
 
     def likelihood(self, z: Values) -> Tensor:
-        """The log-density of the observed sites given the latents."""
-        return self._log_prob_of(z, lambda sites, *run: self.layout.add_up(observed(sites), *run))
+        """The log-density of the observed sites, and of points, given the latents."""
+
+        def add_up(sites: Sites, size: int, values: Values) -> Tensor:
+            points = {name: sites[name] for name in self.points if name in sites}
+            return self.layout.add_up({**observed(sites), **points}, size, values)
+
+        return self._log_prob_of(z, add_up)
+
+    def drawn(self, sites: Sites) -> Sites:
+        """The latents without points."""
+        return {name: site for name, site in latents(sites).items() if self.moves(name)}
+
+    def moves(self, name: str) -> bool:
+        """Whether a latent has a path: a point has none in the prior."""
+        return name not in self.points
 
     def follow(self, path: Values, values: Values) -> Values:
         """Move what the guide drew the latents from so that they follow their path."""
@@ -190,6 +227,9 @@ def _(part: Program, leaves: Values, needs_path: bool, switch: Switch, gates: Ga
             if part.computes(fn):
                 path[name] = fn.rsample()
                 return path[name]
+            if needs_path and not part.moves(name):
+                path[name] = values[name].detach()
+                return values[name]
             if not needs_path:
                 return values[name]
             path[name] = moved(site, values[name], gates)
@@ -207,7 +247,7 @@ def _(part: Program, leaves: Values, needs_path: bool, switch: Switch, gates: Ga
             r = None if gates.r is None else part.layout.place(part.of_run(gates.r, number))
             factors = factors_of(sites[name], part.layout.scale)
             strength.become(gates.strength(name, factors, values[name], r))
-        found = part.layout.add_up_latents(latents(sites), size, values, gates)
+        found = part.layout.add_up_latents(part.drawn(sites), size, values, gates)
         terms.append(found[0])
         plain.append(found[1])
         if needs_path:

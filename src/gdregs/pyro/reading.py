@@ -2,15 +2,18 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro.infer import autoguide
 from torch import Tensor
 from torch.distributions import biject_to
 
-from gdregs.pyro.layout import Layout, Sites
-from gdregs.pyro.programs import is_delta, latents, observed
+from gdregs.pyro.layout import Layout, Sites, Values
+from gdregs.pyro.programs import Guide, is_delta, latents, observed
+from gdregs.torch.dependence import dependence_of
+from gdregs.torch.hierarchy import as_leaf
+from gdregs.torch.reexpress import NoPriorPathError
 
 
 def read_sites(model_sites: Sites, guide_sites: Sites, is_naive: bool) -> None:
@@ -83,6 +86,68 @@ def read_layout(
 def _scale_of(frame: Any) -> float:
     """How many elements of the whole data one of a subsample stands for."""
     return 1.0 if frame.full_size is None else frame.full_size / frame.size
+
+
+class Computed(NamedTuple):
+    """What a guide computes (`Delta`) in the place of drawing it.
+
+    Attributes:
+        points: The latents of which it has one value, whatever it draws.
+        are_learned: Whether a value that it computes has parameters of its own.
+        flows: The sites whose density has, so that it is differentiated as the likelihood is.
+    """
+
+    points: frozenset[str] = frozenset()
+    are_learned: bool = False
+    flows: frozenset[str] = frozenset()
+
+
+def find_computed(guide: Guide, names: list[str], z: Values, *, has_prior_path: bool) -> Computed:
+    """Run the guide once more, and see what its computed values depend on.
+
+    Args:
+        guide: The guide.
+        names: Its computed sites.
+        z: Latents of particles.
+        has_prior_path: Whether the prior's estimator has a path.
+    """
+    if not names:
+        return Computed()
+    values, size = next(guide.runs(z))
+    values = {name: as_leaf(value) for name, value in values.items()}
+    sites = guide.run(size, lambda site: guide.given(site, values))
+    points, flows, are_learned = [], [], False
+    for name in names:
+        site = sites[name]
+        on_latents, on_parameters = dependence_of(site["value"])
+        are_learned = are_learned or on_parameters
+        if dependence_of(site["fn"].log_prob(site["value"])).on_parameters:
+            flows.append(name)
+        if not on_latents:
+            points.append(name)
+        elif has_prior_path:
+            raise NoPriorPathError(
+                f"The guide computes site {name!r} from others, with which it has no density by"
+                f" which the prior's samples could be reweighted. Use prior_estimator='naive'."
+            )
+    return Computed(frozenset(points), are_learned, frozenset(flows))
+
+
+def computed_sites(guide: Any, guide_sites: Sites) -> list[str]:
+    """The sites that a guide computes, without those that automatic guides transform."""
+    transformed = {
+        name
+        for one in (guide if isinstance(guide, autoguide.AutoGuideList) else [guide])
+        if isinstance(one, autoguide.AutoContinuous)
+        for name in one._unconstrained_shapes
+    }
+    return [
+        name
+        for name, site in latents(guide_sites).items()
+        if is_delta(site["fn"])
+        and name not in transformed
+        and f"{name}_unconstrained" not in guide_sites
+    ]
 
 
 def inverses(

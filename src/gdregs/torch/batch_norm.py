@@ -11,6 +11,8 @@ import torch.distributions as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from gdregs.torch.dependence import dependence_of
+
 _FOREIGN = ("torch", "pyro", "numpy", "gdregs")
 """Packages whose functions hold no network of a user."""
 
@@ -19,9 +21,6 @@ _LEAVES = (Tensor, type, types.ModuleType, types.BuiltinFunctionType, str, int, 
 
 DEPTH, MOST = 8, 100
 """How deep values are looked into, and how many of a container's."""
-
-LATENTS = ("_ForkBackward", "_LinkBackward")
-"""The nodes of autograd's graph by which a network's input depends on latents."""
 
 
 @contextlib.contextmanager
@@ -35,7 +34,7 @@ def refusing_batch_norm(*parts: Any, is_repeated: bool) -> Iterator[None]:
         is_repeated: Whether networks have seen these samples before: their running statistics then
             stay as they are.
     """
-    found = [one for one in _modules_of(parts) if isinstance(one, _BatchNorm) and one.training]
+    found = [one for one in modules_of(parts) if isinstance(one, _BatchNorm) and one.training]
     if not found:
         yield
         return
@@ -43,7 +42,7 @@ def refusing_batch_norm(*parts: Any, is_repeated: bool) -> Iterator[None]:
 
     def check(module: nn.Module, arguments: Any) -> None:
         seen.add(module)
-        if any(isinstance(one, Tensor) and _depends_on_latents(one) for one in arguments):
+        if any(isinstance(one, Tensor) and dependence_of(one).on_latents for one in arguments):
             raise _error(type(module).__name__)
 
     before = [(one, one.momentum, _count_of(one)) for one in found]
@@ -107,24 +106,7 @@ def _version(module: _BatchNorm) -> int | None:
     return None if count is None else count._version
 
 
-def _depends_on_latents(value: Tensor) -> bool:
-    seen, rest = set(), [value.grad_fn]
-    while rest:
-        node: Any = rest.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if type(node).__name__ in LATENTS:
-            return True
-        if type(node).__name__ == "AccumulateGrad":
-            if getattr(node.variable, "is_latent", False):
-                return True
-            continue
-        rest.extend(above for above, _ in node.next_functions)
-    return False
-
-
-def _modules_of(value: Any) -> list[nn.Module]:
+def modules_of(value: Any) -> list[nn.Module]:
     """The modules that parts hold, or that their functions use."""
     found: dict[nn.Module, None] = {}
     seen: set[int] = set()

@@ -235,6 +235,20 @@ def read_factor(distribution: Any) -> Factors | None:
     return None
 
 
+@ByClass
+def is_point(distribution: Any) -> bool:
+    """Whether a distribution has one value; that has no score, as if the factor were 0."""
+    del distribution
+    return False
+
+
+@is_point.register(WithFactor)
+@is_point.register(dist.Independent)
+def is_point_inside(distribution: Any) -> bool:
+    """The same of a distribution that stands around another one."""
+    return is_point(distribution.base_dist)
+
+
 @read_factor.register(WithFactor)
 def _(distribution: WithFactor) -> Factors | None:
     return multiplied(distribution.base_dist, distribution.factor)

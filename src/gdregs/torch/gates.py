@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from gdregs.torch.autograd import Strength, align
-from gdregs.torch.factors import Factors, read_factor
-from gdregs.torch.reexpress import reexpress
+from gdregs.torch.dependence import dependence_of
+from gdregs.torch.factors import Factors, is_point, read_factor
+from gdregs.torch.reexpress import NoPriorPathError, reexpress
 
 
 class Gates(NamedTuple):
@@ -21,6 +22,7 @@ class Gates(NamedTuple):
         r: The shares of the samples, `[M, *batch]`.
         refuses: Whether a factor that depends on latents or parameters is an error.
         has_samples: Whether values have an axis of samples, in front.
+        refuses_points: Whether a latent with a single value is an error.
     """
 
     is_prior: bool
@@ -28,6 +30,7 @@ class Gates(NamedTuple):
     r: Any = None
     refuses: bool = False
     has_samples: bool = True
+    refuses_points: bool = False
 
     def strength(self, name: Any, factors: Factors | None, z: Tensor, r: Tensor | None) -> Strength:
         """That of a node.
@@ -70,23 +73,31 @@ class Node(NamedTuple):
         distribution: The distribution, with what factors it has.
         factors: Those; None where there are none.
         gates: How they are taken.
+        is_point: Whether it has a single value, whose density has no score: its factor is 0 for
+            its path, and 1 for its density.
     """
 
     distribution: Any
     factors: Factors | None
     gates: Gates
+    is_point: bool = False
 
     def log_probs(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """The log-density with its factors, and without."""
-        if self.factors is None:
+        if self.factors is None or self.is_point:
             log_prob = self.distribution.log_prob(z)
+            if self.is_point and self.gates.refuses and dependence_of(log_prob).on_parameters:
+                raise ValueError(
+                    "The density of a latent with a single value (Delta) depends on parameters,"
+                    " which only the estimators 'naive' account for."
+                )
             return log_prob, log_prob
         self.gates.check(self.factors, z)
         return self.factors.log_probs(z, drops=self.gates.is_prior)
 
     def path(self, z: Tensor) -> Any:
         """The sample as if the distribution had drawn it."""
-        if self.factors is None:
+        if self.factors is None or self.is_point:
             return reexpress(self.distribution, z)
         return reexpress(self.factors.plain, self.factors.inside(z) if self.gates.is_prior else z)
 
@@ -98,4 +109,11 @@ def log_prob_of(part: Any, z: Any) -> Tensor:
 
 def read_factors(distribution: Any, gates: Gates) -> Node:
     """The factors on a distribution's density, and how they are taken."""
-    return Node(distribution, read_factor(distribution), gates)
+    if gates.is_prior or not is_point(distribution):
+        return Node(distribution, read_factor(distribution), gates)
+    if gates.refuses_points:
+        raise NoPriorPathError(
+            "The posterior has a latent with a single value (Delta), which has no density by which"
+            " the prior's samples could be reweighted. Use prior_estimator='naive'."
+        )
+    return Node(distribution, Factors(distribution, 0.0, 0), gates, is_point=True)

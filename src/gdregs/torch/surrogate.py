@@ -109,7 +109,10 @@ def gates_of(weighed: Weighed, posterior_row: Any, prior_row: Any) -> tuple[Gate
         and any(path.varies for path in posterior_row.paths)
         and bool(((weighed.r != 1) & (weighed.v != 0)).any())  # it is 1 throughout for the ELBO
     )
-    of_posterior = Gates(False, own if needs_gates else None, weighed.r, refuses)
+    of_posterior = Gates(
+        False, own if needs_gates else None, weighed.r, refuses,
+        refuses_points=prior_row.has_path,
+    )  # fmt: skip
     return of_posterior, gates_of_prior(weighed.r, prior_row)._replace(refuses=refuses)
 
 
@@ -187,6 +190,8 @@ def naming_the_part(name: str) -> Iterator[None]:
     """Say of an error which part has no path, and what to do."""
     try:
         yield
+    except NoPriorPathError:
+        raise
     except NoReexpressionError as error:
         if name == "prior":
             remedy = "prior_estimator='naive'"
