@@ -80,7 +80,7 @@ def test_a_mix_on_a_posteriors_own_path(float64):
 
 
 def test_beta_must_be_a_number():
-    with pytest.raises(TypeError, match="beta must be a number; got 'half'"):
+    with pytest.raises(TypeError, match="beta must be a finite number; got 'half'"):
         gdregs.mixed_dregs("half")
     with pytest.raises(ValueError, match="decay must lie between 0 and 1"):
         gdregs.Auto(decay=1.0)

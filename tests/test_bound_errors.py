@@ -205,3 +205,18 @@ def test_a_datapoint_without_weight_has_the_gradient_0(estimator):
     assert np.isfinite(found).all()
     assert found[0] != 0
     assert found[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "text"),
+    [
+        (lambda: gdregs.interpolated_dregs("half"), TypeError, "alpha must be a finite number"),
+        (lambda: gdregs.mixed_dregs(float("nan")), TypeError, "beta must be a finite number"),
+        (lambda: gdregs.mixed_gdregs({"z": float("inf")}), TypeError, "alpha must be a finite"),
+        (lambda: gdregs.VRIWAE(float("nan")), ValueError, "alpha must be a finite number"),
+        (lambda: gdregs.numpyro.Bound(True), TypeError, "must be a whole number"),
+    ],
+)
+def test_numbers_that_are_none(wrong, error, text):
+    with pytest.raises(error, match=text):
+        wrong()

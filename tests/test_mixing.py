@@ -52,7 +52,7 @@ def test_alphas_must_be_for_the_latents_of_the_prior():
     with pytest.raises(ValueError, match=r"alphas are for \['a', 'z'\], .* latents are \['a', 'b'"):
         jax.eval_shape(lambda theta: prior_gradient(theta, alphas, (phi, lam, x)), theta)
     for alpha in ("half", np.ones(3), {"a": [1, 2]}):
-        with pytest.raises(TypeError, match="alpha must be a number, or a mapping"):
+        with pytest.raises(TypeError, match="alpha must be a finite number, or a mapping"):
             gdregs.mixed_gdregs(alpha)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from numpyro.util import not_jax_tracer
 
 from gdregs.shared.tables import POSTERIOR_ESTIMATORS as POSTERIOR_ESTIMATORS
 from gdregs.shared.tables import PRIOR_ESTIMATORS as PRIOR_ESTIMATORS
@@ -26,6 +27,9 @@ def interpolated_dregs(alpha: Any) -> PosteriorEstimator:
     Returns:
         A value for the argument `posterior_estimator` of `gdregs.bound`.
 
+    Raises:
+        TypeError: If alpha is not a finite number.
+
     Example:
         >>> import gdregs
         >>> gdregs.interpolated_dregs(0.0) == gdregs.POSTERIOR_ESTIMATORS["dregs"]
@@ -34,6 +38,8 @@ def interpolated_dregs(alpha: Any) -> PosteriorEstimator:
     Reference:
         Tucker et al., Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives, 2019.
     """
+    if not _is_number(alpha):
+        raise TypeError(f"alpha must be a finite number; got {alpha!r}.")
     return PosteriorEstimator(density=0, constant=alpha, slope=1 - 2 * alpha)
 
 
@@ -52,7 +58,7 @@ def mixed_dregs(beta: Any) -> PosteriorMix:
         A value for the argument `posterior_estimator` of `gdregs.bound`.
 
     Raises:
-        TypeError: If beta is not a number.
+        TypeError: If beta is not a finite number.
 
     Example:
         >>> import gdregs
@@ -64,7 +70,7 @@ def mixed_dregs(beta: Any) -> PosteriorMix:
         mixes of unbiased estimators.
     """
     if not _is_number(beta):
-        raise TypeError(f"beta must be a number; got {beta!r}.")
+        raise TypeError(f"beta must be a finite number; got {beta!r}.")
     return PosteriorMix(mix=beta)
 
 
@@ -98,12 +104,14 @@ def mixed_gdregs(alpha: Any) -> PriorEstimator:
     for value in alpha.values() if isinstance(alpha, Mapping) else (alpha,):
         if not _is_number(value):
             raise TypeError(
-                "alpha must be a number, or a mapping from the latents of the prior to numbers;"
-                f" got {alpha!r}."
+                "alpha must be a finite number, or a mapping from the latents of the prior to"
+                f" numbers; got {alpha!r}."
             )
     return PriorEstimator(mix=alpha)
 
 
 def _is_number(value: Any) -> bool:
     kinds = (int, float, np.ndarray, np.generic, jax.Array)
-    return isinstance(value, kinds) and not isinstance(value, bool) and np.ndim(value) == 0
+    if not isinstance(value, kinds) or isinstance(value, bool) or np.ndim(value) != 0:
+        return False
+    return not not_jax_tracer(value) or bool(np.isfinite(value))

@@ -135,7 +135,7 @@ class VRIWAE(Objective):
         alpha: The order, any number but 1.
 
     Raises:
-        ValueError: If alpha is 1 (use `ELBO`).
+        ValueError: If alpha is 1 (use `ELBO`) or not finite.
 
     Example:
         >>> import gdregs, jax.numpy as jnp
@@ -153,6 +153,8 @@ class VRIWAE(Objective):
     def __check_init__(self):
         if isinstance(self.alpha, (int, float)) and self.alpha == 1:
             raise ValueError("VRIWAE of order alpha = 1 is the ELBO; use gdregs.ELBO().")
+        if isinstance(self.alpha, (int, float)) and not math.isfinite(self.alpha):
+            raise ValueError(f"alpha must be a finite number; got {self.alpha!r}.")
 
     def __call__(self, log_weights: Float[Array, "K *batch"]) -> Float[Array, "*batch"]:
         return IWAE()((1 - self.alpha) * log_weights) / (1 - self.alpha)

@@ -137,7 +137,7 @@ def rule(*families: type) -> Callable[[PathOf], PathOf]:
                     f" and event shape {distribution.event_shape}: samples have shape"
                     f" [..., *batch, *event]."
                 )
-            z = jax.lax.stop_gradient(z)
+            z = jax.lax.stop_gradient(jnp.asarray(z))
             return with_path(z, path_of(distribution, z))
 
         for family in families:

@@ -8,6 +8,8 @@ from typing import Any
 def positive_integer(name: str, value: Any) -> int:
     """`value` as an int of at least 1; an error that names the argument otherwise."""
     try:
+        if isinstance(value, bool):
+            raise TypeError
         number = operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be a whole number; got {value!r}.") from None

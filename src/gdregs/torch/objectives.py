@@ -93,12 +93,14 @@ class VRIWAE(Objective):
         alpha: The order, any number but 1.
 
     Raises:
-        ValueError: If alpha is 1 (use `ELBO`).
+        ValueError: If alpha is 1 (use `ELBO`) or not finite.
     """
 
     def __init__(self, alpha: float):
         if alpha == 1:
             raise ValueError("VRIWAE of order alpha = 1 is the ELBO; use gdregs.torch.ELBO().")
+        if not math.isfinite(alpha):
+            raise ValueError(f"alpha must be a finite number; got {alpha!r}.")
         self.alpha = alpha
 
     def __call__(self, log_weights: Tensor) -> Tensor:
