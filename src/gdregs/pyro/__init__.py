@@ -7,5 +7,6 @@ and nothing of JAX. `pip install 'gdregs[pyro]'`.
 
 from gdregs.pyro import families as families  # registers the rules of `reexpress`
 from gdregs.pyro.bound import Bound
+from gdregs.pyro.checks import check_model
 
-__all__ = ["Bound"]
+__all__ = ["Bound", "check_model"]

@@ -243,7 +243,7 @@ class Bound(elbo.ELBO):
         all_naive = is_naive(posterior_row, prior_row)
         kept = min(self.num_gradient_samples or self.num_particles, self.num_particles)
         is_live = torch.is_grad_enabled() and kept == self.num_particles and all_naive
-        look = _Look(self, model, guide, (args, kwargs), all_naive)
+        look = Look(self, model, guide, (args, kwargs), all_naive)
         z, log_weights = look.all(is_live=is_live)
         scale = look.model.layout.scale
         if z is None:
@@ -267,7 +267,7 @@ class Bound(elbo.ELBO):
         return -value.sum() * scale
 
 
-class _Look:
+class Look:
     """Model and guide of one step, and the first run of both."""
 
     def __init__(self, bound: Bound, model: Any, guide: Any, arguments: Any, is_naive: bool):

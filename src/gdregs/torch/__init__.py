@@ -8,6 +8,7 @@ to be stopped. It may import what is shared, and nothing of JAX. `pip install 'g
 from gdregs.torch import families as families  # registers the rules of `reexpress`
 from gdregs.torch.auto import Auto
 from gdregs.torch.bound import bound, log_marginal
+from gdregs.torch.checks import check_model
 from gdregs.torch.diagnostics import UnbiasednessCheck, check_unbiased
 from gdregs.torch.factors import with_factor
 from gdregs.torch.hierarchy import Hierarchy
@@ -24,6 +25,7 @@ __all__ = [
     "Objective",
     "UnbiasednessCheck",
     "bound",
+    "check_model",
     "check_unbiased",
     "log_marginal",
     "reexpress",

@@ -1,5 +1,6 @@
 """Whether a tensor depends on latents, and on parameters."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -22,10 +23,22 @@ class Dependence(NamedTuple):
 
 def dependence_of(value: Tensor) -> Dependence:
     """What a tensor depends on, as far as it is differentiated."""
-    on_latents = on_parameters = False
-    if value.is_leaf and value.requires_grad:
-        is_latent = getattr(value, "is_latent", False)
-        return Dependence(is_latent, not is_latent)
+    ends = list(_ends(value))
+    is_latent = [end is None or getattr(end, "is_latent", False) for end in ends]
+    return Dependence(any(is_latent), not all(is_latent))
+
+
+def leaves_of(value: Tensor) -> list[Tensor]:
+    """The leaves that a tensor depends on, without latents."""
+    return [end for end in _ends(value) if end is not None and not getattr(end, "is_latent", False)]
+
+
+def _ends(value: Tensor) -> Iterator[Tensor | None]:
+    """The leaves of a tensor's graph; None where it depends on latents that have a path."""
+    if value.is_leaf:
+        if value.requires_grad:
+            yield value
+        return
     seen, rest = set(), [value.grad_fn]
     while rest:
         node: Any = rest.pop()
@@ -33,10 +46,8 @@ def dependence_of(value: Tensor) -> Dependence:
             continue
         seen.add(node)
         if type(node).__name__ in LATENTS:
-            on_latents = True
+            yield None
         elif type(node).__name__ == "AccumulateGrad":
-            is_latent = getattr(node.variable, "is_latent", False)
-            on_latents, on_parameters = on_latents or is_latent, on_parameters or not is_latent
+            yield node.variable
         else:
             rest.extend(above for above, _ in node.next_functions)
-    return Dependence(on_latents, on_parameters)

@@ -1,5 +1,6 @@
 """Draws that round to an end of the support, of which nothing can be computed any more."""
 
+import contextlib
 import math
 import warnings
 from collections.abc import Iterator
@@ -26,13 +27,38 @@ def warn_of_lost_digits(distribution: Any) -> None:
     """
     if torch.compiler.is_compiling():
         return
+    for family, concentration, smallest in _all_ends(distribution):
+        least = 1.0 if concentration.device.type != "cpu" else float(concentration.detach().min())
+        if least * -math.log(smallest) < -math.log(MOST_LOST):
+            _warn(family, least, concentration.dtype)
+
+
+def share_lost(distribution: Any) -> float:
+    """The largest share of draws, over all elements, that round to an end of the support."""
+    return max(
+        (
+            smallest ** float(concentration.detach().min())
+            for _, concentration, smallest in _all_ends(distribution)
+        ),
+        default=0.0,
+    )
+
+
+@contextlib.contextmanager
+def warned_anew() -> Iterator[None]:
+    """Forget afterwards what has been warned of meanwhile."""
+    before = set(_WARNED)
+    try:
+        yield
+    finally:
+        _WARNED.intersection_update(before)
+
+
+def _all_ends(distribution: Any) -> Iterator[tuple[str, Tensor, float]]:
+    """Those of a distribution and of what it is made of, with the families' names."""
     while distribution is not None:
         for concentration, smallest in _ends(distribution):
-            least = (
-                1.0 if concentration.device.type != "cpu" else float(concentration.detach().min())
-            )
-            if least * -math.log(smallest) < -math.log(MOST_LOST):
-                _warn(type(distribution).__name__, least, concentration.dtype)
+            yield type(distribution).__name__, concentration, smallest
         distribution = getattr(distribution, "base_dist", None)
 
 
