@@ -118,6 +118,26 @@ def test_draws_without_digits():
     assert "precision" in found
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(AT_ONCE, id="at once"),
+        pytest.param({}, id="one by one", marks=pytest.mark.slow),
+    ],
+)
+def test_angles_of_which_a_function_is_not_periodic(options):
+    def angle(data):
+        with pyro.plate("data", len(data)):
+            pyro.sample("z", dist.VonMises(pyro.param("loc", torch.tensor(2.0)), 1.5))
+
+    def uniform():
+        return dist.VonMises(0.0, 0.1)
+
+    assert not failed(model_of(lambda z: seen(z.sin()), uniform), angle, **options)[0]
+    found, _ = failed(model_of(seen, uniform), angle, **options)
+    assert found == {"functions on the circle"}
+
+
 def test_estimators_without_a_path():
     def mixture():
         weights = dist.Categorical(logits=torch.zeros(2))

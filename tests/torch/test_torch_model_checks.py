@@ -130,6 +130,17 @@ def test_draws_without_digits():
     assert not failed(double, ones, lambda z: z[..., 0])[0]
 
 
+def test_angles_of_which_a_function_is_not_periodic():
+    angle, above = dist.VonMises(leaf(2.0), 1.5), dist.VonMises(leaf(0.0), 0.7)
+    found, report = failed(angle, above, torch.cos)
+    assert not found, str(report)
+    assert "the same density at -pi and pi" in str(report)
+    found, report = failed(angle, above, torch.tanh)
+    assert found == {"functions on the circle"}
+    assert "other values at -pi and pi: likelihood at z" in str(report)
+    assert failed(angle, dist.Normal(leaf(0.3), 1.0), torch.cos)[0] == found
+
+
 def test_estimators_without_a_path():
     weights = dist.Categorical(logits=torch.zeros(2))
     mixture = dist.MixtureSameFamily(weights, dist.Beta(torch.ones(2), 2.0))

@@ -205,7 +205,7 @@ class _OfPrograms(Subject):
                     factor = torch.as_tensor(factors.value).detach().cpu().numpy()
                     yield f"{program} {name}: {describe_factor(factor)}"
 
-    def drawn_from(self, z: Values) -> Iterator[tuple[str, Any, Tensor]]:
+    def drawn_from(self, z: Values) -> Iterator[tuple[Any, Any, Tensor]]:
         """The sites of the guide."""
         del z
         for name, site in latents(self.traces[1]).items():

@@ -145,10 +145,10 @@ class _OfParts(Subject):
                     factor = torch.as_tensor(factors.at(z[name])).detach().cpu().numpy()
                     yield f"{part} of {name or 'z'}: {describe_factor(factor)}"
 
-    def drawn_from(self, z: Values) -> Iterator[tuple[str, Any, Tensor]]:
+    def drawn_from(self, z: Values) -> Iterator[tuple[Any, Any, Tensor]]:
         """The nodes of the posterior."""
         for name, one in _nodes(self.given[0], z).items():
-            yield name or "z", one, z[name]
+            yield name, one, z[name]
 
 
 def _parts(model: Any, z: Values) -> dict[str, Callable[[], Tensor]]:

@@ -1,5 +1,6 @@
 """A model that is checked, and the rows of its report."""
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -85,8 +86,8 @@ class Subject(ABC):
         """The masks and scales of latents, in words."""
 
     @abstractmethod
-    def drawn_from(self, z: Values) -> Iterator[tuple[str, Any, Tensor]]:
-        """The latents' names, the posterior's distributions of them, and draws."""
+    def drawn_from(self, z: Values) -> Iterator[tuple[Any, Any, Tensor]]:
+        """The latents' keys, the posterior's distributions of them, and draws."""
 
 
 def check_subject(subject: Subject, shapes: Callable[[], Row], num_draws: int | None) -> Report:
@@ -114,6 +115,7 @@ def check_subject(subject: Subject, shapes: Callable[[], Row], num_draws: int | 
         "parameters": lambda: _parameters(subject, z),
         "masks and scales": lambda: iter([row_of_factors(list(subject.factors(z)))]),
         "estimators": lambda: _estimators(subject),
+        "functions on the circle": lambda: _are_periodic(subject, z),
         "gradient": lambda: _is_finite(subject),
         "weights": lambda: _weights(subject),
         "precision": lambda: _precision(subject, z),
@@ -221,6 +223,41 @@ def _estimators(subject: Subject) -> Iterator[Row]:
         yield row_of_estimators(part, works, reasons)
 
 
+def _are_periodic(subject: Subject, z: Values) -> Iterator[Row]:
+    """All densities are those of angles, where the posterior draws such; no row where it does not.
+
+    The path of an angle leads over the ends of the interval.
+    """
+    with torch.no_grad():
+        angles = [name for name, one, _ in subject.drawn_from(z) if _is_angle(one)]
+        found = []
+        for name in angles:
+            ends = [
+                subject.densities({**z, name: torch.full_like(z[name], end)})
+                for end in (-math.pi, math.pi)
+            ]
+            found += [
+                f"{part} at {name or 'z'}"
+                for part, one in ends[0].items()
+                if not _close(one, ends[1][part], one)
+            ]
+    if found:
+        yield Row(
+            "functions on the circle", f"other values at -pi and pi: {', '.join(found)}", False,
+            "The path of a VonMises leads around the circle, so that its gradient is biased unless"
+            " every function of it is periodic: use sin(z) and cos(z), or posterior_estimator='rws'"
+            " and prior_estimator='naive', or a family on the line.",
+        )  # fmt: skip
+    elif angles:
+        yield Row("functions on the circle", "each part has the same density at -pi and pi")
+
+
+def _is_angle(distribution: Any) -> bool:
+    while hasattr(distribution, "base_dist"):
+        distribution = distribution.base_dist
+    return isinstance(distribution, dist.VonMises)
+
+
 def _is_finite(subject: Subject) -> Iterator[Row]:
     value = subject.bound(*subject.estimators)
     gradient = _gradient(value, leaves_of(value))
@@ -244,7 +281,7 @@ def _precision(subject: Subject, z: Values) -> Iterator[Row]:
             expected = share_lost(one)
             share = max(_share_at_an_end(one, value), expected if expected > MOST_LOST else 0.0)
             if share > 0:
-                ends.append(f"{share:.1%} of {name}")
+                ends.append(f"{share:.1%} of {name or 'z'}")
     dtypes = sorted({str(value.dtype).removeprefix("torch.") for value in z.values()})
     yield row_of_precision(", ".join(dtypes), ends, " (torch.set_default_dtype(torch.float64))")
 
