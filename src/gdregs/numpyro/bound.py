@@ -17,15 +17,7 @@ from numpyro.util import not_jax_tracer
 from gdregs.bound import Settings, evaluate
 from gdregs.numpyro.enumeration import sum_out_discrete
 from gdregs.numpyro.live import check_cost, pays, sum_of_bounds
-from gdregs.numpyro.programs import (
-    Guide,
-    Layout,
-    Model,
-    is_enumerated,
-    latents,
-    observed,
-    sample_sites,
-)
+from gdregs.numpyro.programs import Guide, Layout, Model
 from gdregs.numpyro.reading import (
     check_factors,
     check_sites,
@@ -34,6 +26,7 @@ from gdregs.numpyro.reading import (
     trace_program,
     values_of_type,
 )
+from gdregs.numpyro.sites import is_enumerated, latents, observed, sample_sites
 from gdregs.objectives import ELBO, IWAE, Objective
 from gdregs.reexpression.factors import has_factor
 from gdregs.shared.checks import positive_integer

@@ -9,12 +9,13 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 from numpyro import handlers
 
-from gdregs.model_checks import check_parts, describe_factor, row_of_precision, share_at_an_end
+from gdregs.model_checks import check_parts, precision, share_at_an_end
 from gdregs.numpyro.bound import Bound
-from gdregs.numpyro.programs import latents, sample_sites
+from gdregs.numpyro.sites import latents, sample_sites
 from gdregs.objectives import IWAE
 from gdregs.reexpression.factors import factor_of
 from gdregs.shared.report import Report, Row, attempt
+from gdregs.shared.rows import describe_factor, row_of_factors
 
 
 def check_model(
@@ -127,6 +128,6 @@ def _of_sites(traces: tuple[Any, Any], scale: float) -> Iterator[Row]:
                 found.append(f"{program} {name}: {', '.join(words)}")
             if program == "guide" and share_at_an_end(fn, value) > 0:
                 ends.append(f"{share_at_an_end(fn, value):.1%} of {name}")
-    yield Row("masks and scales", "; ".join(found) or "none")
+    yield row_of_factors(found)
     dtypes = {str(site["value"].dtype) for site in latents(sample_sites(traces[1])).values()}
-    yield row_of_precision(", ".join(sorted(dtypes)), ends)
+    yield precision(", ".join(sorted(dtypes)), ends)

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 from numpyro import handlers
 
-from gdregs.numpyro.programs import AtSites, Model, Sites, Values, as_is, is_enumerated
+from gdregs.numpyro.programs import Model
+from gdregs.numpyro.sites import AtSites, Sites, Values, as_is, is_enumerated
 
 STEPS, BEFORE = "_time_", "_PREV_"
 """What numpyro's names of a scan's dimensions begin with: over steps, and over the step before."""

@@ -8,16 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from gdregs.evaluation.weights import draw_and_remember
-from gdregs.numpyro.programs import (
-    AtSites,
-    Guide,
-    Layout,
-    Values,
-    as_is,
-    is_delta,
-    latents,
-    moved,
-)
+from gdregs.numpyro.programs import Guide, Layout, moved
+from gdregs.numpyro.sites import AtSites, Values, as_is, is_delta, latents
 from gdregs.reexpression.reexpress import reexpress
 from gdregs.reexpression.reparameterized import depend
 

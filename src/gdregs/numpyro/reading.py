@@ -10,9 +10,9 @@ from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 from numpyro.infer import autoguide
 
-from gdregs.numpyro.programs import (
+from gdregs.numpyro.programs import Guide
+from gdregs.numpyro.sites import (
     AtSites,
-    Guide,
     Sites,
     as_is,
     is_delta,
