@@ -19,6 +19,15 @@ from gdregs.objectives import IWAE
 from gdregs.reexpression.factors import factor_of, has_factor, without_factors
 from gdregs.reexpression.paths import separate
 from gdregs.shared.report import ENOUGH_WEIGHTS, Report, Row, attempt, row_of_weights
+from gdregs.shared.rows import (
+    describe_factor,
+    row_of_agreement,
+    row_of_cost,
+    row_of_estimators,
+    row_of_factors,
+    row_of_gradient,
+    row_of_precision,
+)
 from gdregs.shared.tables import POSTERIOR_ESTIMATORS, PRIOR_ESTIMATORS
 from gdregs.weights import log_weights
 
@@ -242,19 +251,7 @@ def _factors(model: Model, z: PyTree, noise: Noise) -> Iterator[Row]:
             if has_factor(one):
                 factor = np.broadcast_to(factor_of(one, value), np.shape(value))
                 found.append(f"{name} of {latent}: {describe_factor(factor)}")
-    yield Row("masks and scales", "; ".join(found) or "none")
-
-
-def describe_factor(factor: Any) -> str:
-    """A factor of each element, in words."""
-    factor = np.asarray(factor)
-    off = np.mean(factor == 0)
-    others = np.unique(factor[factor != 0])
-    words = [f"{off:.0%} masked"] if off else []
-    if others.size and not (others.size == 1 and others[0] == 1):
-        low, high = others.min(), others.max()
-        words.append(f"factor {low:g}" if low == high else f"factors {low:g} to {high:g}")
-    return ", ".join(words) or "factor 1"
+    yield row_of_factors(found)
 
 
 def _differentiable(parts: Any) -> tuple[list[Any], Callable[..., Any]]:
@@ -283,23 +280,14 @@ def _estimators(parts: Any, options: Mapping[str, Any]) -> Iterator[Row]:
                 reasons.append(str(error).splitlines()[0])
             else:
                 works.append(name)
-        found = ", ".join(works) or "none"
-        yield Row(f"estimators of the {part}", found, None if reasons else True, *reasons[:1])
+        yield row_of_estimators(part, works, reasons)
 
 
 def _gradient(parts: Any, options: Mapping[str, Any]) -> Iterator[Row]:
     parameters, total = _differentiable(parts)
     value, gradient = jax.jit(jax.value_and_grad(lambda p: total(p, **options)))(parameters)
     bad = sum(int(np.sum(~np.isfinite(leaf))) for leaf in gradient)
-    found = f"bound {float(value):.5g} nats in all; {bad} entries of its gradient are not finite"
-    if np.isfinite(value) and not bad:
-        yield Row("gradient", found.replace("; 0 entries of", ";").replace("are not", "is"))
-        return
-    yield Row(
-        "gradient", found, False,
-        "A density or its derivative overflows: keep scales away from 0, clip what is"
-        " exponentiated, or use float64.",
-    )  # fmt: skip
+    yield row_of_gradient(float(value), bad)
 
 
 def _weights(parts: Any, key: PRNGKeyArray, num_samples: int) -> Iterator[Row]:
@@ -314,7 +302,7 @@ def _precision(model: Model, z: PyTree, noise: Noise) -> Iterator[Row]:
         share = share_at_an_end(one, value)
         if share > 0:
             ends.append(f"{share:.1%} of {latent}")
-    yield row_of_precision(str(model.dtype), ends)
+    yield precision(str(model.dtype), ends)
 
 
 def share_at_an_end(distribution: Any, value: Any) -> float:
@@ -334,16 +322,9 @@ def share_at_an_end(distribution: Any, value: Any) -> float:
     return float(np.mean(value <= tiny)) if "positive" in name else 0.0
 
 
-def row_of_precision(dtype: str, ends: list[str]) -> Row:
-    """Whether draws have digits."""
-    if not ends:
-        return Row("precision", f"{dtype}; no draw lies at an end of its support")
-    return Row(
-        "precision", f"{dtype}; at an end of their support: {', '.join(ends)}", False,
-        "The draws have been rounded to an end of the support (a concentration near 0), so that"
-        " their gradient has no digits left. Use float64 (jax.config.update('jax_enable_x64',"
-        " True)), or a distribution on the logits.",
-    )  # fmt: skip
+def precision(dtype: str, ends: list[str]) -> Row:
+    """Whether draws have digits, and how a user of JAX has more."""
+    return row_of_precision(dtype, ends, " (jax.config.update('jax_enable_x64', True))")
 
 
 def _cost(model: Model, z: PyTree, noise: Noise) -> Iterator[Row]:
@@ -361,8 +342,7 @@ def _cost(model: Model, z: PyTree, noise: Noise) -> Iterator[Row]:
             jax.block_until_ready(run(z))
             taken.append(time.perf_counter() - start)
         times[name] = 1000 * min(taken)
-    listed = ", ".join(f"{name} {spent:.2g} ms" for name, spent in times.items())
-    yield Row("cost", f"{listed}, for {size} samples")
+    yield row_of_cost(times, size)
 
 
 def _agreement(
@@ -378,16 +358,4 @@ def _agreement(
         return of
 
     result = check_unbiased(gradient(estimators), gradient(naive), options["key"], num_draws)
-    found = (
-        f"largest difference from naive over {num_draws} draws: {float(result.largest):.1f}"
-        f" standard errors (by chance up to {result.threshold:.1f})"
-    )
-    if result.unbiased:
-        yield Row("agreement", found)
-        return
-    yield Row(
-        "agreement", found, False,
-        "The chosen estimators have another mean than the naive gradient. Some do by definition:"
-        " 'stl' for K > 1, 'rws' and 'rws-dregs'. If yours are others, a check above that failed"
-        " says why; if none did, it is a fault of gdregs.",
-    )  # fmt: skip
+    yield row_of_agreement(result, num_draws)
