@@ -68,6 +68,7 @@ def _follow(jaxpr: Any, axes: Sequence[int | None]) -> list[int | None]:
         if any(axis is not None for axis in found):
             couples = COUPLES in found and equation.primitive.name not in CALLS
             after = [COUPLES] * len(equation.outvars) if couples else _after(equation, found)
+            after = [None if axis is None else int(axis) for axis in after]  # some are numpy's
             known.update(
                 (var, axis)
                 for var, axis in zip(equation.outvars, after, strict=True)
@@ -76,7 +77,7 @@ def _follow(jaxpr: Any, axes: Sequence[int | None]) -> list[int | None]:
     return [None if hasattr(one, "val") else known.get(one) for one in jaxpr.outvars]
 
 
-def _after(equation: Any, axes: list[int | None]) -> list[int | None]:
+def _after(equation: Any, axes: list[int | None]) -> Sequence[Any]:
     name, params = equation.primitive.name, equation.params
     unknown: list[int | None] = [None] * len(equation.outvars)
     if name in CALLS:
