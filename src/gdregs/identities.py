@@ -129,8 +129,8 @@ def negative_cross_entropy(
         ...         dist.Normal(0.0, 2.0), dist.Normal(0.0, scale),
         ...         key=jax.random.key(0), num_samples=1,
         ...     )
-        >>> float(jax.jit(jax.grad(objective))(2.0))
-        0.0
+        >>> bool(abs(jax.jit(jax.grad(objective))(2.0)) < 1e-6)
+        True
 
     Reference:
         Bauer and Mnih, Generalized Doubly Reparameterized Gradient Estimators, 2021, App. F.
