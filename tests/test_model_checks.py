@@ -12,7 +12,7 @@ from gdregs.shared.report import Report, Row, row_of_weights
 KEY = jax.random.key(0)
 X = np.array([1.0, -0.5], np.float32)
 Q = dist.Normal(0.3 * X, 0.8)
-P = dist.Normal(jnp.zeros(2), 1.0)
+P, OF_THREE = (dist.Normal(np.zeros(size, np.float32), 1.0) for size in (2, 3))
 
 
 def seen(z):
@@ -39,7 +39,7 @@ def test_a_sound_model_has_no_fault():
 
 
 def test_shapes_that_do_not_fit():
-    found, report = failed(Q, dist.Normal(jnp.zeros(3), 1.0), seen)
+    found, report = failed(Q, OF_THREE, seen)
     assert found == {"shapes"}
     assert len(report.rows) == 1
 
@@ -89,6 +89,7 @@ def test_weights_are_described():
     assert heavy.ok is None
     assert heavy.remedy
     assert row_of_weights(np.full((9, 1), -np.inf)).ok is False
+    assert "NaN" in row_of_weights(np.array([[0.0], [np.nan]])).found
 
 
 def test_a_report_is_read_as_a_table():

@@ -316,6 +316,8 @@ def share_at_an_end(distribution: Any, value: Any) -> float:
         support = support.base_constraint
     name = type(support).__name__.lower()
     value = np.asarray(value)
+    if not np.issubdtype(value.dtype, np.floating):
+        return 0.0
     tiny = np.finfo(value.dtype).tiny
     if "simplex" in name or "unitinterval" in name.replace("_", ""):
         return float(np.mean((value <= tiny) | (value >= 1 - np.finfo(value.dtype).epsneg)))

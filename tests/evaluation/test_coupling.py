@@ -35,6 +35,10 @@ COUPLED = {
     "a softmax": lambda z: jax.nn.softmax(z.sum(-1), axis=0),
     "flattened": lambda z: network(jnp.moveaxis(z, 0, 1), 1).T,
 }
+COUPLED["a flat batch norm"] = lambda z: jnp.sum(
+    (z.reshape(-1, 2) - z.reshape(-1, 2).mean(0, keepdims=True)).reshape(z.shape), axis=-1
+)
+COUPLED["sorted"] = lambda z: jnp.sum(jnp.sort(z, axis=0), axis=-1)
 APART = {
     "layer norm": lambda z: network(z, -1),
     "a module": by_module,

@@ -182,6 +182,40 @@ def test_a_factor_that_moves_is_refused_but_for_the_naive_estimators(factor):
         loss("dregs", "naive")
 
 
+def test_a_factor_that_is_computed_from_data_is_a_constant():
+    def model(data):
+        with numpyro.plate("data", 2), handlers.mask(mask=data > 0):
+            numpyro.sample("z", dist.Normal(numpyro.param("m", 0.2), 1.0))
+
+    def guide(data):
+        with numpyro.plate("data", 2):
+            numpyro.sample("z", dist.Normal(numpyro.param("q", 0.1) * data, 1.0))
+
+    params = {"m": np.float32(0.5), "q": np.float32(0.5)}
+    bound = Bound(3, gdregs.IWAE(), "dregs", "gdregs")
+    jax.eval_shape(lambda p, x: bound.loss(KEY, p, model, guide, x), params, DATA)
+
+
+def test_a_value_computed_from_latents_of_the_model_leaves_the_prior_naive():
+    def model():
+        z = numpyro.sample("z", dist.Normal(numpyro.param("c", 0.3), 1.0))
+        numpyro.sample("y", dist.Normal(z, 1.0))
+
+    def guide():
+        z = numpyro.sample("z", dist.Normal(numpyro.param("q", 0.3), 1.0))
+        numpyro.sample("y", dist.Delta(0.3 * z))
+
+    params = {"c": np.float32(0.5), "q": np.float32(0.5)}
+
+    def loss(*estimators):
+        bound = Bound(3, gdregs.IWAE(), *estimators)
+        jax.eval_shape(lambda p: bound.loss(KEY, p, model, guide), params)
+
+    loss("dregs", "naive")
+    with pytest.raises(ValueError, match="computes one of the sites"):
+        loss("dregs", "gdregs")
+
+
 @pytest.mark.slow
 def test_the_doctor_names_masks_and_scales():
     model, guide = annealed()

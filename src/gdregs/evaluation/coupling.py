@@ -104,6 +104,8 @@ def _after(equation: Any, axes: list[int | None]) -> Sequence[Any]:
         return [axis - len([one for one in params["axes"] if one < axis])]
     if name in ALONG_ONE_AXIS:
         return [_combined(equation) if axis == params["axis"] else axis]
+    if name == "sort":
+        return [_combined(equation) if axis == params["dimension"] else axis]
     if name == "broadcast_in_dim":
         return [params["broadcast_dimensions"][axis]]
     if name == "transpose":
@@ -149,8 +151,12 @@ def _after_product(equation: Any, axes: list[int | None]) -> int | None:
 
 
 def _in_shape(shape: tuple[int, ...], axis: int, after: tuple[int, ...]) -> int | None:
-    """Where an axis is after a reshape that leaves it as it is."""
+    """Where an axis is after a reshape that leaves it as it is, or merges it with those behind it.
+
+    What is merged is taken apart again only where the sizes say so.
+    """
+    before = math.prod(shape[:axis])
     for place, size in enumerate(after):
-        if size == shape[axis] and math.prod(after[:place]) == math.prod(shape[:axis]):
+        if math.prod(after[:place]) == before and size and size % shape[axis] == 0:
             return place
     return None

@@ -30,7 +30,7 @@ from gdregs.numpyro.sites import is_enumerated, latents, observed, sample_sites
 from gdregs.objectives import ELBO, IWAE, Objective
 from gdregs.reexpression.factors import has_factor
 from gdregs.shared.checks import positive_integer
-from gdregs.shared.tables import AUTO, is_auto, is_naive
+from gdregs.shared.tables import AUTO, find_prior_estimator, is_auto, is_naive
 
 _SHARED_TYPES = ["sample", "prng_key", "control_flow"]
 _OWN_TYPES = ["sample", "plate", "control_flow"]
@@ -232,7 +232,13 @@ class Bound(elbo.ELBO):
         inverses = find_inverses(automatic, sample_sites(model_trace), sample_sites(guide_trace))
         self._check_factors(guide_trace)
         posterior = Guide(guide, layout, param_map, plates, (args, kwargs))
-        points, is_learned = find_points(posterior, guide_trace, is_naive=self._is_naive)
+        points, is_learned = find_points(
+            posterior,
+            guide_trace,
+            model_trace,
+            is_naive=self._is_naive,
+            moves_prior=find_prior_estimator(self.settings.prior_estimator).has_path,
+        )
         has_factors = is_learned or self._has_factors(layout, model_trace, guide_trace)
         posterior = dataclasses.replace(posterior, has_factors=has_factors)
         drawn = tuple(latents(sample_sites(guide_trace)))

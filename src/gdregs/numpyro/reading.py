@@ -1,5 +1,6 @@
 """What one run of guide and model says of their sites, before any number is computed."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -76,7 +77,9 @@ def check_sites(model_trace: Any, guide_trace: Any) -> None:
             raise ValueError(f"Site {name!r} is a discrete latent, which has no gradient.")
 
 
-def find_points(guide: Guide, guide_trace: Any, *, is_naive: bool) -> tuple[tuple[str, ...], bool]:
+def find_points(
+    guide: Guide, guide_trace: Any, model_trace: Any, *, is_naive: bool, moves_prior: bool
+) -> tuple[tuple[str, ...], bool]:
     """The latents of which a guide has one value, whatever it draws: point estimates.
 
     Returns:
@@ -84,7 +87,8 @@ def find_points(guide: Guide, guide_trace: Any, *, is_naive: bool) -> tuple[tupl
 
     Raises:
         ValueError: If the density of a computed value depends on a parameter, which only the naive
-            estimator accounts for.
+            estimator accounts for; or a computed value on a latent of the model, where the prior's
+            estimator is not naive.
     """
     sites = latents(sample_sites(guide_trace))
     computed = sorted(name for name, site in sites.items() if is_delta(site["fn"]))
@@ -98,14 +102,23 @@ def find_points(guide: Guide, guide_trace: Any, *, is_naive: bool) -> tuple[tupl
         return [(fn.v, fn.log_density) for fn in fns]
 
     by_latents = depend(lambda z: values(guide, z), drawn)[::2]
-    parameters, with_parameters = separate(guide)
-    by_parameters = depend(lambda new: values(with_parameters(new), drawn), parameters)
+    parameters, with_parameters = separate(guide.params)
+    by_parameters = depend(
+        lambda new: values(dataclasses.replace(guide, params=with_parameters(new)), drawn),
+        parameters,
+    )
     for name, moves, density in zip(computed, by_latents, by_parameters[1::2], strict=True):
         if moves and density and not is_naive:
             raise ValueError(
                 f"The guide computes site {name!r} from others with a density that depends on"
                 f" parameters, which only the estimators 'naive' account for."
             )
+    in_model = {name: value for name, value in drawn.items() if name in model_trace}
+    if moves_prior and any(depend(lambda z: values(guide, {**drawn, **z}), in_model)):
+        raise ValueError(
+            f"The guide computes one of the sites {computed} from other latents of the model, so"
+            f" that the prior's density of them cannot be reweighted. Use prior_estimator='naive'."
+        )
     points = [name for name, moves in zip(computed, by_latents, strict=True) if not moves]
     return tuple(points), any(by_parameters[::2])
 
@@ -113,10 +126,11 @@ def find_points(guide: Guide, guide_trace: Any, *, is_naive: bool) -> tuple[tupl
 def check_factors(program: Any, trace: Any) -> None:
     """An error if the mask or the scale of a latent depends on latents or parameters."""
     z = {name: site["value"] for name, site in latents(sample_sites(trace)).items()}
-    parameters, with_parameters = separate(program)
+    parameters, with_parameters = separate(program.params)
 
     def factors(parameters: Any, z: Any) -> dict[str, Any]:
-        sites = latents(with_parameters(parameters).run(AtSites(z, as_is)))
+        moved = dataclasses.replace(program, params=with_parameters(parameters))
+        sites = latents(moved.run(AtSites(z, as_is)))
         return {
             name: (site["scale"], factor_of(site["fn"], site["value"]))
             for name, site in sites.items()

@@ -121,7 +121,8 @@ def _without_parameters(distribution: Any, z: PyTree, name: str) -> PyTree:
 
 
 def _known() -> list[str]:
-    return sorted(cls.__name__ for cls in reexpress.registry if cls is not object)
+    others = {cls for cls in reexpress.registry if not cls.__module__.startswith("gdregs.")}
+    return sorted({cls.__name__ for cls in others - {object}} | {"Hierarchy", "Chain", "TopDown"})
 
 
 def rule(*families: type) -> Callable[[PathOf], PathOf]:

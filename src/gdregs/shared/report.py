@@ -77,6 +77,12 @@ def row_of_weights(log_weights: Any) -> Row:
     log_weights = np.asarray(log_weights, np.float64)
     log_weights = log_weights.reshape(len(log_weights), -1)
     is_finite = np.isfinite(log_weights)
+    if np.isnan(log_weights).any():
+        return Row(
+            "weights", f"{np.isnan(log_weights).mean():.1%} of the log-weights are NaN", False,
+            "A density is not a number at some samples. They have weight 0 in a bound, which hides"
+            " it: mend the density (a logarithm or root of a negative number, 0 / 0).",
+        )  # fmt: skip
     if not is_finite.all():
         share = 1 - is_finite.mean()
         found = f"{share:.1%} of the log-weights are not finite"

@@ -37,6 +37,12 @@ def row_of_gradient(value: float, bad: int) -> Row:
     if np.isfinite(value) and not bad:
         found = found.replace("; 0 entries of", ";").replace("are not", "is")
         return Row("gradient", found)
+    if value == -np.inf:
+        return Row(
+            "gradient", found, False,
+            "A datapoint has no sample with weight: the posterior draws outside of the prior's"
+            " support, or the likelihood is -inf at all draws.",
+        )  # fmt: skip
     return Row(
         "gradient", found, False,
         "A density or its derivative overflows: keep scales away from 0, clip what is"
