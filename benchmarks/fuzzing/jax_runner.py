@@ -1,6 +1,8 @@
 """Draws of a gradient in JAX as rows of numbers, of ours and of the evaluator."""
 
 import os
+from types import ModuleType
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from fuzzing import exact
+from fuzzing.execution import run_text
 from fuzzing.program import Program
 
 BLOCK = 256
@@ -40,6 +43,61 @@ def names_of(parameters) -> list[str]:
         size = jnp.size(parameters[name])
         names += [name] if size == 1 else [f"{name}[{i}]" for i in range(size)]
     return [*names, "value"]
+
+
+class JaxRunner:
+    """A program of JAX, set up: rows of gdregs and rows of the evaluator.
+
+    Subclasses say what of the program's text is differentiated.
+    """
+
+    text: ClassVar[ModuleType]
+
+    def __init__(self, program: Program):
+        use_precision(program.dtype)
+        self.program, self.blocks, self.by_block = program, 64, False
+        self.module = run_text(self.text.render(program), keeps_imports=True)
+        self.parameters = self.module["parameters"]
+        self.names = names_of(self.parameters)
+        self.rounding = float(jnp.finfo(program.dtype).eps) * 256
+        self.of_ours = rows_of(_twice(self.bound_of(self.module)), self.parameters)
+        self.of_peer = rows_of(self.evaluator(), self.parameters)
+
+    def bound_of(self, module):
+        """The bound of a program's module as a function of parameters and a key."""
+        raise NotImplementedError
+
+    def evaluator(self):
+        """The evaluator as a function of parameters and a key."""
+        raise NotImplementedError
+
+    def ours(self, seed: int) -> np.ndarray:
+        """A block of rows of gdregs."""
+        return self.of_ours(keys_of(seed))
+
+    def peer(self, seed: int) -> np.ndarray:
+        """A block of rows of the evaluator."""
+        return self.of_peer(keys_of(seed))
+
+    def without_chunks(self, keys) -> np.ndarray:
+        """Rows of gdregs, all samples at once."""
+        whole = run_text(self.text.render(exact.without_chunks(self.program)), keeps_imports=True)
+        return rows_of(_twice(self.bound_of(whole)), self.parameters)(keys)
+
+    def gradient_of_map(self, keys, rows: np.ndarray) -> str:
+        """Whether the gradient of a sum over `vmap` is the sum of gradients."""
+        bound = self.bound_of(self.module)
+        return gradient_of_map(bound, self.parameters, keys[:4], rows, self.program)
+
+
+def _twice(bound):
+    """The bound as the value and as what is differentiated."""
+
+    def value_and_surrogate(p, key):
+        value = bound(p, key)
+        return value, value
+
+    return value_and_surrogate
 
 
 def use_precision(dtype: str) -> None:

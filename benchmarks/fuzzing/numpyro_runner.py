@@ -2,16 +2,13 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro.distributions as dist
 from numpyro import handlers
 from numpyro.primitives import Messenger
 
 from fuzzing import exact, numpyro_text
-from fuzzing.execution import run_text
 from fuzzing.jax_evaluator import combine, has_path, objective_of
-from fuzzing.jax_runner import gradient_of_map, keys_of, names_of, rows_of, use_precision
-from fuzzing.program import Program
+from fuzzing.jax_runner import JaxRunner, keys_of
 
 
 class StopWithoutPath(Messenger):
@@ -22,26 +19,18 @@ class StopWithoutPath(Messenger):
             msg["value"] = jax.lax.stop_gradient(msg["value"])
 
 
-class NumPyroRunner:
+class NumPyroRunner(JaxRunner):
     """A program of NumPyro, set up."""
 
-    def __init__(self, program: Program):
-        use_precision(program.dtype)
-        self.program, self.blocks, self.by_block = program, 64, False
-        self.module = run_text(numpyro_text.render(program), keeps_imports=True)
-        self.parameters = self.module["parameters"]
-        self.names = names_of(self.parameters)
-        self.rounding = float(jnp.finfo(program.dtype).eps) * 256
-        self.of_ours = rows_of(_ours(self.module["loss"]), self.parameters)
-        self.of_peer = rows_of(self.evaluate, self.parameters)
+    text = numpyro_text
 
-    def ours(self, seed: int) -> np.ndarray:
-        """A block of rows of gdregs."""
-        return self.of_ours(keys_of(seed))
+    def bound_of(self, module):
+        """Minus the program's loss."""
+        return lambda p, key: -module["loss"](p, key)
 
-    def peer(self, seed: int) -> np.ndarray:
-        """A block of rows of the evaluator."""
-        return self.of_peer(keys_of(seed))
+    def evaluator(self):
+        """By numpyro's handlers."""
+        return self.evaluate
 
     def properties(self) -> str:
         """The first exact property that does not hold, in words; empty if all hold."""
@@ -49,15 +38,11 @@ class NumPyroRunner:
         rows = self.of_ours(keys)
         failed = exact.constant(program, self.names, rows)
         if not failed and (program.chunk_size is not None or not program.vectorized):
-            whole = run_text(numpyro_text.render(exact.without_chunks(program)), keeps_imports=True)
-            other = rows_of(_ours(whole["loss"]), self.parameters)(keys)
+            other = self.without_chunks(keys)
             failed = exact.same(rows, other, self.names, program, "in chunks", "whole")
         if failed or program.seed % 3:
             return failed
-        loss = self.module["loss"]
-        return gradient_of_map(
-            lambda p, key: -loss(p, key), self.parameters, keys[:4], rows, program
-        )
+        return self.gradient_of_map(keys, rows)
 
     def evaluate(self, p, key):
         """The bound by numpyro's handlers, and what has its naive gradient."""
@@ -132,11 +117,3 @@ def _unmasked(distribution):
     if isinstance(distribution, dist.ExpandedDistribution):
         return _unmasked(distribution.base_dist).expand(distribution.batch_shape)
     return distribution
-
-
-def _ours(loss):
-    def value_and_surrogate(p, key):
-        value = -loss(p, key)
-        return value, value
-
-    return value_and_surrogate
